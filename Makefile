@@ -1,0 +1,53 @@
+# Everything runs in .venv, made on first use. `make help` lists the commands.
+PYTHON ?= python3
+NOTEBOOKS ?=
+DATASET ?= MNIST
+VENV := .venv/bin/python
+
+.DEFAULT_GOAL := all
+.PHONY: all quick lab test bench format clean help
+
+all: .venv/run.stamp ## run the notebooks top to bottom on MNIST, in place, and rewrite images/
+	$(VENV) tools/notebooks.py --dataset $(DATASET) $(NOTEBOOKS)
+
+quick: .venv/run.stamp ## everything, small, in build/quick/: a minute or two
+	$(VENV) tools/notebooks.py --quick --dataset $(DATASET) $(NOTEBOOKS)
+
+lab: .venv/run.stamp ## open the notebooks in JupyterLab
+	$(VENV) -m jupyterlab
+
+test: .venv/dev.stamp ## lint, and run the tests
+	$(VENV) -m ruff check .
+	$(VENV) -m ruff format --check .
+	$(VENV) -m pytest
+
+bench: .venv/run.stamp ## speed and memory against the textbook way, measured in one run
+	$(VENV) benchmarks/benchmark.py
+
+format: .venv/dev.stamp ## format the code, the notebooks' cells included
+	$(VENV) -m ruff check --fix .
+	$(VENV) -m ruff format .
+
+clean: ## remove build/ and .venv (data/, images/ and the notebooks stay)
+	rm -rf build .venv
+
+help: ## list the commands
+	@echo "make [NOTEBOOKS=Basic_VAE.ipynb] [DATASET=MNIST|FashionMNIST|KMNIST|digits] [PYTHON=python3.12]"
+	@sed -n 's/^\([a-z]*\):.*## /  make \1: /p' Makefile | sed 's/make all:/make:/' | awk -F': ' '{printf "%-14s%s\n", $$1, $$2}'
+
+# A stamp is newer than the requirements that were installed, so a second `make` installs nothing.
+.venv/run.stamp: requirements.txt
+	$(call install,requirements.txt)
+
+.venv/dev.stamp: requirements-dev.txt .venv/run.stamp
+	$(call install,requirements-dev.txt)
+
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed; $(PYTHON) is not. Try: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv .venv || \
+	  { echo "No virtual environment could be made. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "Installing $(1) into .venv (the first time this takes minutes: PyTorch is large)"
+	$(VENV) -m pip install --quiet --disable-pip-version-check -r $(1)
+	@touch $@
+endef

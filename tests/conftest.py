@@ -1,0 +1,23 @@
+import sys
+from pathlib import Path
+
+import matplotlib
+import pytest
+import torch
+
+matplotlib.use("agg")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+from notebooks import definitions  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def vae():
+    """The definitions of Basic_VAE.ipynb by name; nothing trains."""
+    return definitions(ROOT / "Basic_VAE.ipynb")
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)

@@ -1,0 +1,186 @@
+"""Run the notebooks from a shell, and reach the code inside them without running it.
+
+    python tools/notebooks.py                        every notebook, in place, on MNIST
+    python tools/notebooks.py Basic_VAE.ipynb        one of them
+    python tools/notebooks.py --dataset KMNIST       copies in build/KMNIST/, figures in images/KMNIST/
+    python tools/notebooks.py --quick                small copies in build/quick/, everything in a minute or two
+
+A notebook runs in a scratch folder under build/, so a run that fails changes neither the notebook nor images/.
+"""
+
+import argparse
+import ast
+import os
+import re
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+ROOT = Path(__file__).resolve().parent.parent
+WIDGET = "application/vnd.jupyter.widget-view+json"
+QUICK = {"EPOCHS": 2, "K": 50}
+
+
+def is_definition(node):
+    """Whether a statement is an import (guarded by `try` or not), a function, a class, or a name bound to a literal."""
+    if isinstance(node, ast.Try):
+        return all(is_definition(child) for child in node.body)
+    if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
+        return True
+    try:
+        return isinstance(node, ast.Assign) and ast.literal_eval(node.value) is not ...
+    except ValueError:
+        return False
+
+
+def definitions(path):
+    """The imports, literal assignments, functions and classes of a notebook as a dictionary; nothing else runs."""
+    cells = nbformat.read(path, as_version=4).cells
+    nodes = [n for c in cells if c.cell_type == "code" for n in ast.parse(c.source).body if is_definition(n)]
+    namespace = {"__name__": Path(path).stem}
+    exec(compile(ast.Module(nodes, []), str(path), "exec"), namespace)
+    return namespace
+
+
+def override(notebook, parameters):
+    """Insert a cell that sets `parameters` behind the one tagged `parameters`; an unknown name is an error."""
+    index = next(i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", []))
+    known = {t.id for n in ast.parse(notebook.cells[index].source).body for t in n.targets}
+    if unknown := set(parameters) - known:
+        raise ValueError(f"no such parameter: {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+    if parameters:
+        cell = nbformat.v4.new_code_cell("\n".join(f"{name} = {value!r}" for name, value in parameters.items()))
+        cell.metadata["tags"] = ["injected-parameters"]
+        notebook.cells.insert(index + 1, cell)
+
+
+class Runner(NotebookClient):
+    """A notebook client that shows in the terminal which cell runs and what it prints, progress bars included."""
+
+    def process_message(self, msg, cell, cell_index):
+        if msg["msg_type"] == "stream":
+            text = msg["content"]["text"]
+            # A log file keeps what a terminal would overwrite, so it gets the finished progress bars only.
+            if sys.stdout.isatty() or not text.lstrip("\n").startswith("\r") or "100%" in text:
+                print(text, end="", flush=True)
+        return super().process_message(msg, cell, cell_index)
+
+
+def run(source, target, folder, parameters=None):
+    """Execute the notebook `source` in `folder` and write it to `target` once all of it has run.
+
+    The outputs carry no timings and no widget state. Raises CellExecutionError or DeadKernelError, and then `target`
+    is as it was, and what had run is in `folder`.
+    """
+    notebook = nbformat.read(source, as_version=4)
+    override(notebook, parameters or {})
+    code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+
+    def announce(cell, cell_index):
+        if cell.cell_type == "code":
+            above = "\n".join(c.source for c in notebook.cells[: cell_index + 1] if c.cell_type == "markdown")
+            heading = re.findall(r"^#+ (.+)$", above, flags=re.M)[-1:]
+            print(
+                f"[{source.stem}] cell {code.index(cell_index) + 1} of {len(code)}: {''.join(heading)}",
+                flush=True,
+            )
+
+    client = Runner(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        coalesce_streams=True,
+        record_timing=False,
+        store_widget_state=False,
+        on_cell_start=announce,
+    )
+    try:
+        client.execute()
+    except BaseException:
+        nbformat.write(notebook, folder / source.name)
+        raise
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET, None)  # a saved page has no kernel to drive a widget
+    partial = target.with_suffix(".part")
+    nbformat.write(notebook, partial)
+    os.replace(partial, target)
+
+
+def available(notebook, dataset):
+    """Whether `dataset` can be had, asked of the notebook's own loader. A damaged file ends the program instead."""
+    try:
+        definitions(notebook)["load_images"](dataset, ROOT / "data")
+    except FileNotFoundError as error:
+        print(f"\n{error}\n", flush=True)
+        return False
+    except (ValueError, OSError) as error:
+        sys.exit(f"\n{error}")
+    return True
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="*", type=Path, help="the notebooks to run (default: all)")
+    parser.add_argument("--dataset", default="MNIST", help="MNIST, FashionMNIST, KMNIST or digits (default: MNIST)")
+    parser.add_argument("--quick", action="store_true", help="everything, small, in build/quick/")
+    options = parser.parse_args(arguments)
+    notebooks = [ROOT / n.name for n in options.notebooks] or sorted(ROOT.glob("*.ipynb"))
+    if missing := [n.name for n in notebooks if not n.exists()]:
+        sys.exit(f"no such notebook: {', '.join(missing)}")
+
+    dataset = options.dataset
+    if not available(notebooks[0], dataset):
+        banner = f"{dataset} COULD NOT BE HAD: running copies on scikit-learn's bundled digits instead"
+        print(
+            "#" * len(banner),
+            banner,
+            "Nothing that was made from MNIST is changed.",
+            "#" * len(banner),
+            sep="\n",
+        )
+        dataset = "digits"
+    parameters = {"DATASET": dataset} if dataset != "MNIST" else {}
+    parameters |= QUICK if options.quick else {}
+
+    place = "quick" if options.quick else dataset
+    for notebook in notebooks:
+        scratch = ROOT / "build" / place
+        scratch.mkdir(parents=True, exist_ok=True)
+        folder = scratch / f"{notebook.stem}.run"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        (ROOT / "data").mkdir(exist_ok=True)
+        (folder / "data").symlink_to(ROOT / "data", target_is_directory=True)
+        in_place = not parameters
+        target = notebook if in_place else scratch / notebook.name
+        start = time.perf_counter()
+        try:
+            run(notebook, target, folder, parameters)
+        except CellExecutionError as error:
+            sys.exit(f"\n{notebook.name} stopped: {error.ename}: {error.evalue}\nIts outputs so far are in {folder}")
+        except DeadKernelError:
+            sys.exit(f"\n{notebook.name} stopped: its kernel died, most likely because the memory ran out")
+        except KeyboardInterrupt:
+            sys.exit(f"\n{notebook.name} was interrupted; nothing was changed")
+        seconds = time.perf_counter() - start
+        for made in ("images", "weights"):
+            shutil.copytree(folder / made, (scratch if options.quick else ROOT) / made, dirs_exist_ok=True)
+        shutil.rmtree(folder)
+        memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform == "linux" else 2**30)
+        print(
+            f"{notebook.name}: {seconds / 60:.0f} min {seconds % 60:.0f} s, peak memory {memory:.2f} GiB, "
+            f"written to {os.path.relpath(target)}\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
