@@ -87,13 +87,6 @@ def test_sticking_the_landing_is_free_of_noise_where_the_guess_is_right(vae, mod
     assert with_score.abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("scale", [1, 10, 100])
-def test_log_bernoulli_agrees_with_the_library(vae, scale):
-    logits, x = scale * torch.randn(7, 3, 784), (torch.rand(3, 784) < 0.3).float()
-    expected = Independent(Bernoulli(logits=logits.double()), 1).log_prob(x.double())
-    torch.testing.assert_close(vae["log_bernoulli"](logits, x).double(), expected, rtol=1e-5, atol=1e-3)
-
-
 def exact_log_likelihood(model, x, points=801, reach=9.0):
     """log p(x) of a model with two latent dimensions, by the trapezoidal rule on a grid; x [N, D] to nats [N]."""
     line = torch.linspace(-reach, reach, points)
@@ -191,9 +184,9 @@ def test_the_explorer_redraws(vae):
     view = vae["explorer"](model, x, torch.arange(10))
     picture, controls = view.children
     left, slider, right = controls.children
-    seen = [picture.value]
+    seen = [bytes(picture.value)]
     for control, value in ((slider, 1.0), (left, 4), (right, 7)):
         control.value = value
-        seen.append(picture.value)
+        seen.append(bytes(picture.value))
     assert all(value.startswith(b"\x89PNG") for value in seen)
     assert all(a != b for a, b in pairwise(seen))

@@ -175,9 +175,9 @@ def main(arguments=None):
         for made in ("images", "weights"):
             shutil.copytree(folder / made, (scratch if options.quick else ROOT) / made, dirs_exist_ok=True)
         shutil.rmtree(folder)
-        memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform == "linux" else 2**30)
+        memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1024 if sys.platform == "linux" else 1) / 1e9
         print(
-            f"{notebook.name}: {seconds / 60:.0f} min {seconds % 60:.0f} s, peak memory {memory:.2f} GiB, "
+            f"{notebook.name}: {seconds // 60:.0f} min {seconds % 60:.0f} s, peak memory {memory:.2f} GB, "
             f"written to {os.path.relpath(target)}\n"
         )
 

@@ -1,0 +1,210 @@
+"""The notebooks as documents, the notebooks run, and the README against both."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+
+import matplotlib.image
+import nbformat
+import notebooks as tool
+import pytest
+from conftest import ROOT
+from nbclient.exceptions import CellExecutionError
+
+NOTEBOOKS = sorted(ROOT.glob("*.ipynb"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SMALL = {"DATASET": "digits", "EPOCHS": 2, "K": 20, "HIDDEN": 32}
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path):
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+
+
+def tagged(path, tag):
+    return [c for c in code_cells(path) if tag in c.metadata.get("tags", [])]
+
+
+def printed(cell):
+    return "".join(o.text for o in cell.outputs if o.output_type == "stream")
+
+
+@each_notebook
+def test_is_valid_and_executed_from_top_to_bottom(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = code_cells(path)
+    assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
+    assert "widgets" not in notebook.metadata
+    for cell in cells:
+        assert "execution" not in cell.metadata, "timing metadata"
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr", f"on stderr: {output.text[:200]}"
+            assert tool.WIDGET not in output.get("data", {})
+    assert path.stat().st_size < 2e6
+    assert any("image/png" in o.get("data", {}) for c in cells for o in c.outputs)
+
+
+@each_notebook
+def test_progress_bars_are_finished(path):
+    bars = re.findall(r"\d+%\|.*", "\n".join(printed(c) for c in code_cells(path)))
+    assert bars and all(bar.startswith("100%") for bar in bars)
+
+
+@each_notebook
+def test_is_a_plain_python_program_without_long_cells(path):
+    for cell in code_cells(path):
+        ast.parse(cell.source)
+        assert len(cell.source.splitlines()) <= 60
+
+
+@each_notebook
+def test_parameters_are_literals_and_results_are_last(path):
+    (parameters,) = tagged(path, "parameters")
+    names = {}
+    for node in ast.parse(parameters.source).body:
+        names[node.targets[0].id] = ast.literal_eval(node.value)
+    assert {"DATASET", "SEED", "EPOCHS", "BATCH_SIZE"} <= set(names) and names["DATASET"] == "MNIST"
+    (results,) = tagged(path, "results")
+    assert results == code_cells(path)[-1]
+    assert re.search(r"^test NLL", printed(results), flags=re.M)
+
+
+@each_notebook
+def test_the_markdown_renders_on_a_hosting_site(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            for unwanted in (r"\newcommand", r"\begin{align", "<details", ".svg", "TODO"):
+                assert unwanted not in cell.source
+            assert cell.source.count("$$") % 2 == 0
+            for image in re.findall(r"!\[.*?\]\((.*?)\)", cell.source):
+                assert (ROOT / image).is_file()
+
+
+def tracked_state():
+    """What git says of the working tree, and the bytes of every file under images/."""
+    if not (ROOT / ".git").exists():
+        status = ""
+    else:
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout
+    return status, {p: p.read_bytes() for p in (ROOT / "images").rglob("*") if p.is_file()}
+
+
+@each_notebook
+def test_runs_whole_copied_alone_into_an_empty_folder(path, tmp_path):
+    before = tracked_state()
+    copy = tmp_path / path.name
+    shutil.copy(path, copy)
+    tool.run(copy, copy, tmp_path, SMALL)
+    cells = code_cells(copy)
+    assert all(c.execution_count for c in cells)
+    assert not [o for c in cells for o in c.outputs if o.get("name") == "stderr"]
+    assert re.search(r"^test NLL, K = 20 +\d+\.\d+ +nats", printed(cells[-1]), flags=re.M)
+    figures = sorted(p.name for p in (tmp_path / "images" / "digits").iterdir())
+    expected = {p.name.replace("MNIST", "digits") for p in (ROOT / "images").glob("*.png")}
+    assert expected and expected <= set(figures) and not any(name.endswith(".part") for name in figures)
+    for name in figures:
+        assert matplotlib.image.imread(tmp_path / "images" / "digits" / name).std() > 0.01
+    assert not (tmp_path / "data").exists()
+    assert tracked_state() == before
+
+
+def test_weights_of_a_run_load_again_and_score_the_same(vae, tmp_path):
+    torch = vae["torch"]
+    model = vae["VAE"](4, 16)
+    vae["write_safely"](tmp_path / "w.pt", lambda file: torch.save(model.state_dict(), file))
+    again = vae["VAE"](4, 16)
+    again.load_state_dict(torch.load(tmp_path / "w.pt", map_location="cpu", weights_only=True))
+    x = (torch.rand(20, 784) < 0.3).float()
+    scores = []
+    for network in (model, again):
+        torch.manual_seed(1)
+        scores.append(vae["log_weights"](network, x, 10, rows=100))
+    assert torch.equal(*scores)
+
+
+def small_notebook(tmp_path, *sources):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(notebook, tmp_path / "small.ipynb")
+    return tmp_path / "small.ipynb"
+
+
+def test_a_failed_run_leaves_the_notebook_as_it_was(tmp_path):
+    source = small_notebook(tmp_path, "A = 1", "print(A)", "raise ValueError('no luck')")
+    before = source.read_bytes()
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with pytest.raises(CellExecutionError, match="no luck"):
+        tool.run(source, source, scratch, {"A": 2})
+    assert source.read_bytes() == before
+    assert "2" in (scratch / "small.ipynb").read_text()  # what had run is kept
+
+
+def test_parameters_are_overridden_by_name_and_only_by_name(tmp_path):
+    source = small_notebook(tmp_path, "A = 1\nB = 2", "print(A + B)")
+    tool.run(source, tmp_path / "out.ipynb", tmp_path, {"A": 40})
+    assert printed(code_cells(tmp_path / "out.ipynb")[-1]) == "42\n"
+    with pytest.raises(ValueError, match="C; known: A, B"):
+        tool.run(source, source, tmp_path, {"C": 0})
+
+
+def test_definitions_run_nothing_else(tmp_path):
+    source = small_notebook(
+        tmp_path,
+        "A = 1",
+        "try:\n    import math\nexcept ImportError:\n    math = None\ndef f():\n    return A\nA += 1\n1 / 0",
+    )
+    namespace = tool.definitions(source)
+    assert namespace["f"]() == 1 and "math" in namespace
+
+
+def test_a_data_set_that_cannot_be_had_is_reported_and_a_damaged_one_stops(tmp_path, capsys, monkeypatch):
+    def raising(error):
+        def load_images(name, folder):
+            raise error
+
+        monkeypatch.setattr(tool, "definitions", lambda path: {"load_images": load_images})
+
+    raising(FileNotFoundError("not there"))
+    assert not tool.available(NOTEBOOKS[0], "MNIST") and "not there" in capsys.readouterr().out
+    raising(ValueError("train-images is truncated"))
+    with pytest.raises(SystemExit, match="truncated"):
+        tool.available(NOTEBOOKS[0], "MNIST")
+
+
+@pytest.mark.parametrize("arguments", [["--dataset", "CIFAR10"], ["Nothing.ipynb"]])
+def test_bad_arguments_get_one_message(arguments):
+    command = [sys.executable, ROOT / "tools" / "notebooks.py", *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode != 0 and "Traceback" not in finished.stderr
+    assert "CIFAR10" in finished.stderr or "Nothing.ipynb" in finished.stderr
+
+
+def test_readme_links_and_pictures_exist():
+    targets = re.findall(r"\]\((?!https?:|#)(.*?)\)", README) + re.findall(r'src="(.*?)"', README)
+    assert targets and all((ROOT / target).exists() for target in targets)
+
+
+@each_notebook
+def test_readme_shows_every_figure_and_the_notebooks_own_numbers(path):
+    """In the README, a line of the section named after a notebook that looks like `name | value` is one it printed."""
+    section = re.search(rf"^## {path.stem.replace('_', ' ')}$(.*?)(?=^## )", README, flags=re.M | re.S).group(1)
+    results = {}
+    for line in printed(tagged(path, "results")[0]).splitlines():
+        name, value = re.match(r"(.+?)  +(.+?)(?:   .*)?$", line).groups()
+        results[name] = value
+    rows = dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|", section, flags=re.M))
+    rows = {name: value for name, value in rows.items() if name in results}
+    assert len(rows) >= 6 and rows == {name: results[name] for name in rows}
+    source = "".join(c.source for c in code_cells(path))
+    for figure in re.findall(r'save_figure\(figure, f"\{DATASET\}(.*?)"\)', source):
+        assert f"images/MNIST{figure}.png" in README
+
+
+def test_readme_names_the_lower_bounds_that_are_required():
+    for package, bound in re.findall(r"^(\S+)>=(\S+)$", (ROOT / "requirements.txt").read_text(), flags=re.M):
+        assert re.search(rf"^\| {package} \| {re.escape(bound)}[.\d]* \|", README, flags=re.M), package
