@@ -162,18 +162,36 @@ def test_definitions_run_nothing_else(tmp_path):
     assert namespace["f"]() == 1 and "math" in namespace
 
 
-def test_a_data_set_that_cannot_be_had_is_reported_and_a_damaged_one_stops(tmp_path, capsys, monkeypatch):
-    def raising(error):
-        def load_images(name, folder):
-            raise error
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(FileNotFoundError("not there"), tool.NOT_TO_BE_HAD), (ValueError("truncated"), "\ntruncated")],
+)
+def test_missing_data_and_damaged_data_end_differently(error, status, monkeypatch):
+    def load_images(name, folder):
+        raise error
 
-        monkeypatch.setattr(tool, "definitions", lambda path: {"load_images": load_images})
+    monkeypatch.setattr(tool, "definitions", lambda path: {"load_images": load_images})
+    with pytest.raises(SystemExit) as stop:
+        tool.main(["--only-data"])
+    assert stop.value.code == status
 
-    raising(FileNotFoundError("not there"))
-    assert not tool.available(NOTEBOOKS[0], "MNIST") and "not there" in capsys.readouterr().out
-    raising(ValueError("train-images is truncated"))
-    with pytest.raises(SystemExit, match="truncated"):
-        tool.available(NOTEBOOKS[0], "MNIST")
+
+def test_without_the_data_everything_runs_on_copies_with_the_digits(tmp_path, monkeypatch, capfd):
+    """No network and no MNIST: the notebook and images/ stay as they were, and build/ has the copy."""
+    shutil.copytree(ROOT / "tools", tmp_path / "tools")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "kept.png").write_bytes(b"made from MNIST")
+    loader = (
+        "def load_images(name, folder='data'):\n    if name != 'digits':\n        raise FileNotFoundError('no ' + name)"
+    )
+    figure = "from pathlib import Path\nfor d in ('images', 'weights'):\n    Path(d, DATASET).mkdir(parents=True)"
+    source = small_notebook(tmp_path, "DATASET = 'MNIST'", loader, figure, "print(load_images(DATASET))")
+    before = source.read_bytes()
+    subprocess.run([sys.executable, tmp_path / "tools" / "notebooks.py"], check=True)
+    out = capfd.readouterr().out
+    assert "no MNIST" in out and "MNIST COULD NOT BE HAD" in out
+    assert source.read_bytes() == before and (tmp_path / "images" / "kept.png").read_bytes() == b"made from MNIST"
+    assert (tmp_path / "images" / "digits").is_dir() and (tmp_path / "build" / "digits" / "small.ipynb").exists()
 
 
 @pytest.mark.parametrize("arguments", [["--dataset", "CIFAR10"], ["Nothing.ipynb"]])

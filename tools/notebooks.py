@@ -14,6 +14,7 @@ import os
 import re
 import resource
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
 QUICK = {"EPOCHS": 2, "K": 50}
+NOT_TO_BE_HAD = 3  # exit status of --only-data
 
 
 def is_definition(node):
@@ -95,6 +97,7 @@ def run(source, target, folder, parameters=None):
         notebook,
         timeout=None,
         kernel_name="python3",
+        extra_arguments=["--log-level=40"],  # errors only
         resources={"metadata": {"path": str(folder)}},
         coalesce_streams=True,
         record_timing=False,
@@ -115,16 +118,41 @@ def run(source, target, folder, parameters=None):
     os.replace(partial, target)
 
 
-def available(notebook, dataset):
-    """Whether `dataset` can be had, asked of the notebook's own loader. A damaged file ends the program instead."""
+def get_data(notebook, dataset):
+    """Ask the notebook's own loader for `dataset`, which downloads what is missing; its complaint ends the program."""
     try:
         definitions(notebook)["load_images"](dataset, ROOT / "data")
     except FileNotFoundError as error:
         print(f"\n{error}\n", flush=True)
-        return False
+        sys.exit(NOT_TO_BE_HAD)
     except (ValueError, OSError) as error:
         sys.exit(f"\n{error}")
-    return True
+
+
+def run_in_scratch(notebook, target, scratch, home, parameters):
+    """Run `notebook` in a folder under `scratch`; once all of it has run, move what it made to `target` and `home`."""
+    folder = scratch / f"{notebook.stem}.run"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (ROOT / "data").mkdir(exist_ok=True)
+    (folder / "data").symlink_to(ROOT / "data", target_is_directory=True)
+    start = time.perf_counter()
+    try:
+        run(notebook, target, folder, parameters)
+    except CellExecutionError as error:
+        sys.exit(f"\n{notebook.name} stopped: {error.ename}: {error.evalue}\nIts outputs so far are in {folder}")
+    except DeadKernelError:
+        sys.exit(f"\n{notebook.name} stopped: its kernel died, most likely because the memory ran out")
+    except KeyboardInterrupt:
+        sys.exit(f"\n{notebook.name} was interrupted; nothing was changed")
+    minutes, seconds = divmod(time.perf_counter() - start, 60)
+    for made in ("images", "weights"):
+        shutil.copytree(folder / made, home / made, dirs_exist_ok=True)
+    shutil.rmtree(folder)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1024 if sys.platform == "linux" else 1) / 1e9
+    print(
+        f"{notebook.name}: {minutes:.0f} min {seconds:.0f} s, peak memory {peak:.2f} GB, in {os.path.relpath(target)}\n"
+    )
 
 
 def main(arguments=None):
@@ -132,54 +160,33 @@ def main(arguments=None):
     parser.add_argument("notebooks", nargs="*", type=Path, help="the notebooks to run (default: all)")
     parser.add_argument("--dataset", default="MNIST", help="MNIST, FashionMNIST, KMNIST or digits (default: MNIST)")
     parser.add_argument("--quick", action="store_true", help="everything, small, in build/quick/")
+    parser.add_argument("--only-data", action="store_true", help="get the data set and check it, then stop")
     options = parser.parse_args(arguments)
     notebooks = [ROOT / n.name for n in options.notebooks] or sorted(ROOT.glob("*.ipynb"))
     if missing := [n.name for n in notebooks if not n.exists()]:
         sys.exit(f"no such notebook: {', '.join(missing)}")
 
     dataset = options.dataset
-    if not available(notebooks[0], dataset):
+    if options.only_data:
+        return get_data(notebooks[0], dataset)
+
+    # In a process of its own, whose memory is free again before a notebook starts.
+    command = [sys.executable, __file__, "--only-data", "--dataset", dataset, notebooks[0].name]
+    status = subprocess.run(command).returncode
+    if status not in (0, NOT_TO_BE_HAD):
+        sys.exit(status)
+    if status == NOT_TO_BE_HAD:
         banner = f"{dataset} COULD NOT BE HAD: running copies on scikit-learn's bundled digits instead"
-        print(
-            "#" * len(banner),
-            banner,
-            "Nothing that was made from MNIST is changed.",
-            "#" * len(banner),
-            sep="\n",
-        )
+        rule = "#" * len(banner)
+        print(f"{rule}\n{banner}\nNothing that was made from MNIST is changed.\n{rule}")
         dataset = "digits"
     parameters = {"DATASET": dataset} if dataset != "MNIST" else {}
     parameters |= QUICK if options.quick else {}
 
-    place = "quick" if options.quick else dataset
+    scratch = ROOT / "build" / ("quick" if options.quick else dataset)
     for notebook in notebooks:
-        scratch = ROOT / "build" / place
-        scratch.mkdir(parents=True, exist_ok=True)
-        folder = scratch / f"{notebook.stem}.run"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        (ROOT / "data").mkdir(exist_ok=True)
-        (folder / "data").symlink_to(ROOT / "data", target_is_directory=True)
-        in_place = not parameters
-        target = notebook if in_place else scratch / notebook.name
-        start = time.perf_counter()
-        try:
-            run(notebook, target, folder, parameters)
-        except CellExecutionError as error:
-            sys.exit(f"\n{notebook.name} stopped: {error.ename}: {error.evalue}\nIts outputs so far are in {folder}")
-        except DeadKernelError:
-            sys.exit(f"\n{notebook.name} stopped: its kernel died, most likely because the memory ran out")
-        except KeyboardInterrupt:
-            sys.exit(f"\n{notebook.name} was interrupted; nothing was changed")
-        seconds = time.perf_counter() - start
-        for made in ("images", "weights"):
-            shutil.copytree(folder / made, (scratch if options.quick else ROOT) / made, dirs_exist_ok=True)
-        shutil.rmtree(folder)
-        memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1024 if sys.platform == "linux" else 1) / 1e9
-        print(
-            f"{notebook.name}: {seconds // 60:.0f} min {seconds % 60:.0f} s, peak memory {memory:.2f} GB, "
-            f"written to {os.path.relpath(target)}\n"
-        )
+        target = scratch / notebook.name if parameters else notebook  # in place only as it stands
+        run_in_scratch(notebook, target, scratch, ROOT if not options.quick else scratch, parameters)
 
 
 if __name__ == "__main__":
