@@ -73,7 +73,9 @@ def bench_basic_vae(device):
         return book["VAE"](book["LATENT_DIM"], book["HIDDEN"]).to(device)
 
     def ours():
-        book["train"](network(), book["monte_carlo"], images, few, 1, batch_size, book["LEARNING_RATE"])
+        book["train"](
+            network(), book["monte_carlo"], images, few, 1, batch_size, book["LEARNING_RATE"]
+        )
 
     def textbook():
         textbook_epoch(network(), book["monte_carlo"], loader, device)
@@ -81,17 +83,32 @@ def bench_basic_vae(device):
     with FlopCounterMode(display=False) as counter:
         sum(book["monte_carlo"](network(), book["binarise"](images[:batch_size]))).mean().backward()
     dtype = torch.bfloat16 if book["has_bfloat16"](device) else torch.float32
-    rows = [[seconds(ours, device), seconds(textbook, device), product_rate(device, dtype)] for _ in range(ROUNDS)]
-    epoch, textbook_seconds, rate = (statistics.median(column) for column in zip(*rows, strict=True))
+    rows = [
+        [seconds(ours, device), seconds(textbook, device), product_rate(device, dtype)]
+        for _ in range(ROUNDS)
+    ]
+    epoch, textbook_seconds, rate = (
+        statistics.median(column) for column in zip(*rows, strict=True)
+    )
     steps = len(images) // batch_size
     flops = counter.get_total_flops()
     ratios = [row[1] / row[0] for row in rows]
-    print(f"\nBasic_VAE, batch size {batch_size}, {steps} steps an epoch; median of {ROUNDS} rounds")
+    print(
+        f"\nBasic_VAE, batch size {batch_size}, {steps} steps an epoch; median of {ROUNDS} rounds"
+    )
     print(f"notebook           {epoch:8.2f} s an epoch   {1000 * epoch / steps:6.2f} ms a step")
-    print(f"textbook loop      {textbook_seconds:8.2f} s an epoch   {1000 * textbook_seconds / steps:6.2f} ms a step")
-    print(f"textbook / notebook{statistics.median(ratios):8.2f}   (from {min(ratios):.2f} to {max(ratios):.2f})")
-    print(f"matrix products    {rate / 1e9:8.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}, size 2048")
-    print(f"a step             {flops / 1e9:8.2f} GFLOP, {flops * steps / epoch / 1e9:.0f} GFLOP/s in the notebook")
+    print(
+        f"textbook loop      {textbook_seconds:8.2f} s an epoch   {1000 * textbook_seconds / steps:6.2f} ms a step"
+    )
+    print(
+        f"textbook / notebook{statistics.median(ratios):8.2f}   (from {min(ratios):.2f} to {max(ratios):.2f})"
+    )
+    print(
+        f"matrix products    {rate / 1e9:8.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}, size 2048"
+    )
+    print(
+        f"a step             {flops / 1e9:8.2f} GFLOP, {flops * steps / epoch / 1e9:.0f} GFLOP/s in the notebook"
+    )
     print(f"share              {flops * steps / epoch / rate:8.0%} of the matrix-product rate")
 
 

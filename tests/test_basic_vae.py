@@ -17,7 +17,9 @@ def model(vae):
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-        network.encoder[-1].weight.mul_(0.1)  # a guess about as wide as the prior, so that it covers the posterior
+        network.encoder[-1].weight.mul_(
+            0.1
+        )  # a guess about as wide as the prior, so that it covers the posterior
         network.encoder[-1].bias.mul_(0.5)
     return network
 
@@ -60,18 +62,24 @@ def test_the_one_sample_rate_is_unbiased(vae, model, x):
     many = x[:1].expand(200_000, -1)
     with torch.no_grad():
         closed, sampled = vae["closed_form"](model, many)[1], vae["monte_carlo"](model, many)[1]
-    assert sampled.mean().item() == pytest.approx(closed.mean().item(), abs=5 * sampled.std().item() / 200_000**0.5)
+    assert sampled.mean().item() == pytest.approx(
+        closed.mean().item(), abs=5 * sampled.std().item() / 200_000**0.5
+    )
 
 
 def encoder_gradient(model, loss):
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.encoder.parameters()))])
+    return torch.cat(
+        [g.flatten() for g in torch.autograd.grad(loss, list(model.encoder.parameters()))]
+    )
 
 
 def test_all_three_gradients_have_the_same_expectation(vae, model, x):
     many = x[:1].expand(100_000, -1)
     reference = encoder_gradient(model, sum(vae["closed_form"](model, many)).mean())
     for stop_gradient in (True, False):
-        gradient = encoder_gradient(model, sum(vae["monte_carlo"](model, many, stop_gradient)).mean())
+        gradient = encoder_gradient(
+            model, sum(vae["monte_carlo"](model, many, stop_gradient)).mean()
+        )
         assert (gradient - reference).norm() < 0.03 * reference.norm()
 
 
@@ -82,7 +90,9 @@ def test_sticking_the_landing_is_free_of_noise_where_the_guess_is_right(vae, mod
         model.encoder[-1].weight.zero_()
         model.encoder[-1].bias.zero_()  # mean 0, log scale 0
     landed = encoder_gradient(model, sum(vae["monte_carlo"](model, x)).mean())
-    with_score = encoder_gradient(model, sum(vae["monte_carlo"](model, x, stop_gradient=False)).mean())
+    with_score = encoder_gradient(
+        model, sum(vae["monte_carlo"](model, x, stop_gradient=False)).mean()
+    )
     assert landed.abs().max() < 1e-6
     assert with_score.abs().max() > 1e-2
 
@@ -110,7 +120,9 @@ def test_importance_sampling_converges_to_the_exact_likelihood(vae, model, x):
 
 def test_importance_bound_averages_over_disjoint_groups(vae):
     log_w = torch.tensor([[0.0, 2.0, 1.0, 1.0, 9.0]])
-    expected = ((math.log((1 + math.exp(2)) / 2)) + 1) / 2  # the fifth weight fits into no group of two
+    expected = (
+        (math.log((1 + math.exp(2)) / 2)) + 1
+    ) / 2  # the fifth weight fits into no group of two
     assert vae["importance_bound"](log_w, 2).item() == pytest.approx(expected)
     assert vae["importance_bound"](log_w, 1).item() == pytest.approx(13 / 5)
 
@@ -137,7 +149,9 @@ def small_training(vae, objective, epochs=3):
     model = vae["VAE"](latent_dim=4, hidden=32)
     images, _ = vae["load_images"]("digits")[0]
     validation = (images[:50] > 0.5).float()
-    history = vae["train"](model, objective, images[:400], validation, epochs, batch_size=20, learning_rate=3e-3)
+    history = vae["train"](
+        model, objective, images[:400], validation, epochs, batch_size=20, learning_rate=3e-3
+    )
     return model, history
 
 
@@ -147,7 +161,9 @@ def test_training_lowers_the_loss_and_repeats(vae, name):
     again, same_history = small_training(vae, vae[name])
     assert len(history) == 3 and sum(history[-1][2:]) < sum(history[0][2:]) - 10
     assert history == same_history
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
 
 
 def test_a_loss_that_is_not_finite_is_named_with_its_epoch(vae):

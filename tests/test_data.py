@@ -46,7 +46,9 @@ def test_the_digits_need_no_files(vae, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["FashionMNIST", "KMNIST"])
-def test_files_that_are_there_are_read_without_a_network(vae, tmp_path, four_files, name, monkeypatch):
+def test_files_that_are_there_are_read_without_a_network(
+    vae, tmp_path, four_files, name, monkeypatch
+):
     four_files(name)
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", no_network)
     (train, labels), (validation, _), (test, test_labels) = vae["load_images"](name, tmp_path)

@@ -89,7 +89,9 @@ def tracked_state():
     if not (ROOT / ".git").exists():
         status = ""
     else:
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout
+        status = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True
+        ).stdout
     return status, {p: p.read_bytes() for p in (ROOT / "images").rglob("*") if p.is_file()}
 
 
@@ -105,7 +107,11 @@ def test_runs_whole_copied_alone_into_an_empty_folder(path, tmp_path):
     assert re.search(r"^test NLL, K = 20 +\d+\.\d+ +nats", printed(cells[-1]), flags=re.M)
     figures = sorted(p.name for p in (tmp_path / "images" / "digits").iterdir())
     expected = {p.name.replace("MNIST", "digits") for p in (ROOT / "images").glob("*.png")}
-    assert expected and expected <= set(figures) and not any(name.endswith(".part") for name in figures)
+    assert (
+        expected
+        and expected <= set(figures)
+        and not any(name.endswith(".part") for name in figures)
+    )
     for name in figures:
         assert matplotlib.image.imread(tmp_path / "images" / "digits" / name).std() > 0.01
     assert not (tmp_path / "data").exists()
@@ -127,7 +133,9 @@ def test_weights_of_a_run_load_again_and_score_the_same(vae, tmp_path):
 
 
 def small_notebook(tmp_path, *sources):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in sources]
+    )
     notebook.cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(notebook, tmp_path / "small.ipynb")
     return tmp_path / "small.ipynb"
@@ -164,7 +172,10 @@ def test_definitions_run_nothing_else(tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(FileNotFoundError("not there"), tool.NOT_TO_BE_HAD), (ValueError("truncated"), "\ntruncated")],
+    [
+        (FileNotFoundError("not there"), tool.NOT_TO_BE_HAD),
+        (ValueError("truncated"), "\ntruncated"),
+    ],
 )
 def test_missing_data_and_damaged_data_end_differently(error, status, monkeypatch):
     def load_images(name, folder):
@@ -181,17 +192,22 @@ def test_without_the_data_everything_runs_on_copies_with_the_digits(tmp_path, mo
     shutil.copytree(ROOT / "tools", tmp_path / "tools")
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "kept.png").write_bytes(b"made from MNIST")
-    loader = (
-        "def load_images(name, folder='data'):\n    if name != 'digits':\n        raise FileNotFoundError('no ' + name)"
-    )
+    loader = "def load_images(name, folder=''):\n    if name != 'digits':\n        raise FileNotFoundError('no ' + name)"
     figure = "from pathlib import Path\nfor d in ('images', 'weights'):\n    Path(d, DATASET).mkdir(parents=True)"
-    source = small_notebook(tmp_path, "DATASET = 'MNIST'", loader, figure, "print(load_images(DATASET))")
+    source = small_notebook(
+        tmp_path, "DATASET = 'MNIST'", loader, figure, "print(load_images(DATASET))"
+    )
     before = source.read_bytes()
     subprocess.run([sys.executable, tmp_path / "tools" / "notebooks.py"], check=True)
     out = capfd.readouterr().out
     assert "no MNIST" in out and "MNIST COULD NOT BE HAD" in out
-    assert source.read_bytes() == before and (tmp_path / "images" / "kept.png").read_bytes() == b"made from MNIST"
-    assert (tmp_path / "images" / "digits").is_dir() and (tmp_path / "build" / "digits" / "small.ipynb").exists()
+    assert (
+        source.read_bytes() == before
+        and (tmp_path / "images" / "kept.png").read_bytes() == b"made from MNIST"
+    )
+    assert (tmp_path / "images" / "digits").is_dir() and (
+        tmp_path / "build" / "digits" / "small.ipynb"
+    ).exists()
 
 
 @pytest.mark.parametrize("arguments", [["--dataset", "CIFAR10"], ["Nothing.ipynb"]])
@@ -210,7 +226,9 @@ def test_readme_links_and_pictures_exist():
 @each_notebook
 def test_readme_shows_every_figure_and_the_notebooks_own_numbers(path):
     """In the README, a line of the section named after a notebook that looks like `name | value` is one it printed."""
-    section = re.search(rf"^## {path.stem.replace('_', ' ')}$(.*?)(?=^## )", README, flags=re.M | re.S).group(1)
+    section = re.search(
+        rf"^## {path.stem.replace('_', ' ')}$(.*?)(?=^## )", README, flags=re.M | re.S
+    ).group(1)
     results = {}
     for line in printed(tagged(path, "results")[0]).splitlines():
         name, value = re.match(r"(.+?)  +(.+?)(?:   .*)?$", line).groups()
@@ -224,5 +242,9 @@ def test_readme_shows_every_figure_and_the_notebooks_own_numbers(path):
 
 
 def test_readme_names_the_lower_bounds_that_are_required():
-    for package, bound in re.findall(r"^(\S+)>=(\S+)$", (ROOT / "requirements.txt").read_text(), flags=re.M):
-        assert re.search(rf"^\| {package} \| {re.escape(bound)}[.\d]* \|", README, flags=re.M), package
+    for package, bound in re.findall(
+        r"^(\S+)>=(\S+)$", (ROOT / "requirements.txt").read_text(), flags=re.M
+    ):
+        assert re.search(rf"^\| {package} \| {re.escape(bound)}[.\d]* \|", README, flags=re.M), (
+            package
+        )

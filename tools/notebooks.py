@@ -44,7 +44,13 @@ def is_definition(node):
 def definitions(path):
     """The imports, literal assignments, functions and classes of a notebook as a dictionary; nothing else runs."""
     cells = nbformat.read(path, as_version=4).cells
-    nodes = [n for c in cells if c.cell_type == "code" for n in ast.parse(c.source).body if is_definition(n)]
+    nodes = [
+        n
+        for c in cells
+        if c.cell_type == "code"
+        for n in ast.parse(c.source).body
+        if is_definition(n)
+    ]
     namespace = {"__name__": Path(path).stem}
     exec(compile(ast.Module(nodes, []), str(path), "exec"), namespace)
     return namespace
@@ -52,12 +58,18 @@ def definitions(path):
 
 def override(notebook, parameters):
     """Insert a cell that sets `parameters` behind the one tagged `parameters`; an unknown name is an error."""
-    index = next(i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", []))
+    index = next(
+        i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", [])
+    )
     known = {t.id for n in ast.parse(notebook.cells[index].source).body for t in n.targets}
     if unknown := set(parameters) - known:
-        raise ValueError(f"no such parameter: {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+        raise ValueError(
+            f"no such parameter: {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
+        )
     if parameters:
-        cell = nbformat.v4.new_code_cell("\n".join(f"{name} = {value!r}" for name, value in parameters.items()))
+        cell = nbformat.v4.new_code_cell(
+            "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+        )
         cell.metadata["tags"] = ["injected-parameters"]
         notebook.cells.insert(index + 1, cell)
 
@@ -86,7 +98,9 @@ def run(source, target, folder, parameters=None):
 
     def announce(cell, cell_index):
         if cell.cell_type == "code":
-            above = "\n".join(c.source for c in notebook.cells[: cell_index + 1] if c.cell_type == "markdown")
+            above = "\n".join(
+                c.source for c in notebook.cells[: cell_index + 1] if c.cell_type == "markdown"
+            )
             heading = re.findall(r"^#+ (.+)$", above, flags=re.M)[-1:]
             print(
                 f"[{source.stem}] cell {code.index(cell_index) + 1} of {len(code)}: {''.join(heading)}",
@@ -140,27 +154,43 @@ def run_in_scratch(notebook, target, scratch, home, parameters):
     try:
         run(notebook, target, folder, parameters)
     except CellExecutionError as error:
-        sys.exit(f"\n{notebook.name} stopped: {error.ename}: {error.evalue}\nIts outputs so far are in {folder}")
+        sys.exit(
+            f"\n{notebook.name} stopped: {error.ename}: {error.evalue}\nIts outputs so far are in {folder}"
+        )
     except DeadKernelError:
-        sys.exit(f"\n{notebook.name} stopped: its kernel died, most likely because the memory ran out")
+        sys.exit(
+            f"\n{notebook.name} stopped: its kernel died, most likely because the memory ran out"
+        )
     except KeyboardInterrupt:
         sys.exit(f"\n{notebook.name} was interrupted; nothing was changed")
     minutes, seconds = divmod(time.perf_counter() - start, 60)
     for made in ("images", "weights"):
         shutil.copytree(folder / made, home / made, dirs_exist_ok=True)
     shutil.rmtree(folder)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1024 if sys.platform == "linux" else 1) / 1e9
+    peak = (
+        resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        * (1024 if sys.platform == "linux" else 1)
+        / 1e9
+    )
     print(
         f"{notebook.name}: {minutes:.0f} min {seconds:.0f} s, peak memory {peak:.2f} GB, in {os.path.relpath(target)}\n"
     )
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="*", type=Path, help="the notebooks to run (default: all)")
-    parser.add_argument("--dataset", default="MNIST", help="MNIST, FashionMNIST, KMNIST or digits (default: MNIST)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "notebooks", nargs="*", type=Path, help="the notebooks to run (default: all)"
+    )
+    parser.add_argument(
+        "--dataset", default="MNIST", help="MNIST, FashionMNIST, KMNIST or digits (default: MNIST)"
+    )
     parser.add_argument("--quick", action="store_true", help="everything, small, in build/quick/")
-    parser.add_argument("--only-data", action="store_true", help="get the data set and check it, then stop")
+    parser.add_argument(
+        "--only-data", action="store_true", help="get the data set and check it, then stop"
+    )
     options = parser.parse_args(arguments)
     notebooks = [ROOT / n.name for n in options.notebooks] or sorted(ROOT.glob("*.ipynb"))
     if missing := [n.name for n in notebooks if not n.exists()]:
@@ -176,7 +206,9 @@ def main(arguments=None):
     if status not in (0, NOT_TO_BE_HAD):
         sys.exit(status)
     if status == NOT_TO_BE_HAD:
-        banner = f"{dataset} COULD NOT BE HAD: running copies on scikit-learn's bundled digits instead"
+        banner = (
+            f"{dataset} COULD NOT BE HAD: running copies on scikit-learn's bundled digits instead"
+        )
         rule = "#" * len(banner)
         print(f"{rule}\n{banner}\nNothing that was made from MNIST is changed.\n{rule}")
         dataset = "digits"
@@ -186,7 +218,9 @@ def main(arguments=None):
     scratch = ROOT / "build" / ("quick" if options.quick else dataset)
     for notebook in notebooks:
         target = scratch / notebook.name if parameters else notebook  # in place only as it stands
-        run_in_scratch(notebook, target, scratch, ROOT if not options.quick else scratch, parameters)
+        run_in_scratch(
+            notebook, target, scratch, ROOT if not options.quick else scratch, parameters
+        )
 
 
 if __name__ == "__main__":
