@@ -48,6 +48,6 @@ define install
 	@$(PYTHON) -m venv .venv || \
 	  { echo "No virtual environment could be made. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "Installing $(1) into .venv (the first time this takes minutes: PyTorch is large)"
-	$(VENV) -m pip install --quiet --disable-pip-version-check -r $(1)
+	$(VENV) -m pip install --disable-pip-version-check -r $(1)
 	@touch $@
 endef

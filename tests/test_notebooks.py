@@ -192,8 +192,12 @@ def test_without_the_data_everything_runs_on_copies_with_the_digits(tmp_path, mo
     shutil.copytree(ROOT / "tools", tmp_path / "tools")
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "kept.png").write_bytes(b"made from MNIST")
-    loader = "def load_images(name, folder=''):\n    if name != 'digits':\n        raise FileNotFoundError('no ' + name)"
-    figure = "from pathlib import Path\nfor d in ('images', 'weights'):\n    Path(d, DATASET).mkdir(parents=True)"
+    loader = """def load_images(name, folder=""):
+    if name != "digits":
+        raise FileNotFoundError("no " + name)"""
+    figure = """from pathlib import Path
+for made in ("images", "weights"):
+    Path(made, DATASET).mkdir(parents=True)"""
     source = small_notebook(
         tmp_path, "DATASET = 'MNIST'", loader, figure, "print(load_images(DATASET))"
     )
