@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from notebooks import definitions  # noqa: E402
 
-ROUNDS = 3
+ROUNDS = 5
 
 
 def synchronise(device):
