@@ -25,7 +25,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
-QUICK = {"EPOCHS": 2, "K": 50}
+QUICK = {"EPOCHS": 2, "MANY_EPOCHS": 2, "K": 50}  # of these, those that a notebook has
 NOT_TO_BE_HAD = 3  # exit status of --only-data
 
 
@@ -56,12 +56,17 @@ def definitions(path):
     return namespace
 
 
-def override(notebook, parameters):
-    """Insert a cell that sets `parameters` behind the one tagged `parameters`; an unknown name is an error."""
+def parameter_cell(notebook):
+    """The index of the cell tagged `parameters`, and the names that it sets."""
     index = next(
         i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", [])
     )
-    known = {t.id for n in ast.parse(notebook.cells[index].source).body for t in n.targets}
+    return index, {t.id for n in ast.parse(notebook.cells[index].source).body for t in n.targets}
+
+
+def override(notebook, parameters):
+    """Insert a cell that sets `parameters` behind the one tagged `parameters`; an unknown name is an error."""
+    index, known = parameter_cell(notebook)
     if unknown := set(parameters) - known:
         raise ValueError(
             f"no such parameter: {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
@@ -212,11 +217,13 @@ def main(arguments=None):
         rule = "#" * len(banner)
         print(f"{rule}\n{banner}\nNothing that was made from MNIST is changed.\n{rule}")
         dataset = "digits"
-    parameters = {"DATASET": dataset} if dataset != "MNIST" else {}
-    parameters |= QUICK if options.quick else {}
 
     scratch = ROOT / "build" / ("quick" if options.quick else dataset)
     for notebook in notebooks:
+        parameters = {"DATASET": dataset} if dataset != "MNIST" else {}
+        if options.quick:
+            _, known = parameter_cell(nbformat.read(notebook, as_version=4))
+            parameters |= {name: QUICK[name] for name in QUICK.keys() & known}
         target = scratch / notebook.name if parameters else notebook  # in place only as it stands
         run_in_scratch(
             notebook, target, scratch, ROOT if not options.quick else scratch, parameters
