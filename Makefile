@@ -10,7 +10,7 @@ VENV := .venv/bin/python
 all: .venv/run.stamp ## run the notebooks top to bottom on MNIST, in place, and rewrite images/
 	$(VENV) tools/notebooks.py --dataset $(DATASET) $(NOTEBOOKS)
 
-quick: .venv/run.stamp ## everything, small, in build/quick/, in a minute or two
+quick: .venv/run.stamp ## everything, small, in build/quick/, in a few minutes
 	$(VENV) tools/notebooks.py --quick --dataset $(DATASET) $(NOTEBOOKS)
 
 lab: .venv/run.stamp ## open the notebooks in JupyterLab

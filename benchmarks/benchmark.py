@@ -45,60 +45,47 @@ def product_rate(device, dtype, size=2048):
     return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(10))
 
 
-def textbook_epoch(model, objective, loader, device):
+def textbook_epoch(model, loss, loader, device):
+    """One epoch of the textbook loop with `loss(model, x) -> scalar`."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     total = 0.0
     for images, _ in loader:
         images = images.flatten(1).to(device)
         x = torch.bernoulli(images)
-        distortion, rate = objective(model, x)
-        loss = (distortion + rate).mean()
+        nats = loss(model, x)
         optimizer.zero_grad()
-        loss.backward()
+        nats.backward()
         optimizer.step()
-        total += loss.item()
+        total += nats.item()
     return total
 
 
-def bench_basic_vae(device):
-    """One epoch of Basic_VAE as in the notebook and in the textbook loop."""
-    book = definitions(ROOT / "Basic_VAE.ipynb")
+def bench_step(name, book, network, loss, epoch, device):
+    """One epoch as in the notebook, `epoch(model, images, few, batch_size)`, and one in the textbook loop."""
     (images, _), (validation, _), _ = book["load_images"]("MNIST", ROOT / "data")
     images, few = images.to(device), book["binarise"](validation[:100]).to(device)
     batch_size = book["BATCH_SIZE"]
     files = datasets.MNIST(ROOT / "data", train=True, transform=transforms.ToTensor())
     loader = DataLoader(Subset(files, range(len(images))), batch_size=batch_size, shuffle=True)
-
-    def network():
-        return book["VAE"](book["LATENT_DIM"], book["HIDDEN"]).to(device)
-
-    def ours():
-        book["train"](
-            network(), book["monte_carlo"], images, few, 1, batch_size, book["LEARNING_RATE"]
-        )
-
-    def textbook():
-        textbook_epoch(network(), book["monte_carlo"], loader, device)
-
     with FlopCounterMode(display=False) as counter:
-        sum(book["monte_carlo"](network(), book["binarise"](images[:batch_size]))).mean().backward()
+        loss(network(images), book["binarise"](images[:batch_size])).backward()
     dtype = torch.bfloat16 if book["has_bfloat16"](device) else torch.float32
     rows = [
-        [seconds(ours, device), seconds(textbook, device), product_rate(device, dtype)]
+        [
+            seconds(lambda: epoch(network(images), images, few, batch_size), device),
+            seconds(lambda: textbook_epoch(network(images), loss, loader, device), device),
+            product_rate(device, dtype),
+        ]
         for _ in range(ROUNDS)
     ]
-    epoch, textbook_seconds, rate = (
-        statistics.median(column) for column in zip(*rows, strict=True)
-    )
+    ours, textbook, rate = (statistics.median(column) for column in zip(*rows, strict=True))
     steps = len(images) // batch_size
     flops = counter.get_total_flops()
     ratios = [row[1] / row[0] for row in rows]
+    print(f"\n{name}, batch size {batch_size}, {steps} steps an epoch; median of {ROUNDS} rounds")
+    print(f"notebook           {ours:8.2f} s an epoch   {1000 * ours / steps:6.2f} ms a step")
     print(
-        f"\nBasic_VAE, batch size {batch_size}, {steps} steps an epoch; median of {ROUNDS} rounds"
-    )
-    print(f"notebook           {epoch:8.2f} s an epoch   {1000 * epoch / steps:6.2f} ms a step")
-    print(
-        f"textbook loop      {textbook_seconds:8.2f} s an epoch   {1000 * textbook_seconds / steps:6.2f} ms a step"
+        f"textbook loop      {textbook:8.2f} s an epoch   {1000 * textbook / steps:6.2f} ms a step"
     )
     print(
         f"textbook / notebook{statistics.median(ratios):8.2f}   (from {min(ratios):.2f} to {max(ratios):.2f})"
@@ -107,9 +94,64 @@ def bench_basic_vae(device):
         f"matrix products    {rate / 1e9:8.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}, size 2048"
     )
     print(
-        f"a step             {flops / 1e9:8.2f} GFLOP, {flops * steps / epoch / 1e9:.0f} GFLOP/s in the notebook"
+        f"a step             {flops / 1e9:8.2f} GFLOP, {flops * steps / ours / 1e9:.0f} GFLOP/s in the notebook"
     )
-    print(f"share              {flops * steps / epoch / rate:8.0%} of the matrix-product rate")
+    print(f"share              {flops * steps / ours / rate:8.0%} of the matrix-product rate")
+
+
+def bench_basic_vae(device):
+    book = definitions(ROOT / "Basic_VAE.ipynb")
+
+    def network(images):
+        return book["VAE"](book["LATENT_DIM"], book["HIDDEN"]).to(device)
+
+    def loss(model, x):
+        return sum(book["monte_carlo"](model, x)).mean()
+
+    def epoch(model, images, few, batch_size):
+        book["train"](model, book["monte_carlo"], images, few, 1, batch_size, book["LEARNING_RATE"])
+
+    bench_step("Basic_VAE", book, network, loss, epoch, device)
+
+
+def bench_made(device):
+    book = definitions(ROOT / "MADE.ipynb")
+    masks = [(book["ORDERING"], seed) for seed in range(book["CONNECTIVITIES"])]
+
+    def network(images):
+        return book["MADE"](masks, images.mean(0), book["HIDDEN"], book["BLOCKS"]).to(device)
+
+    def loss(model, x):
+        return -model.log_prob(x).mean()
+
+    def epoch(model, images, few, batch_size):
+        book["train"](model, images, few, 1, batch_size, lr=book["LEARNING_RATE"])
+
+    bench_step("MADE, one ordering", book, network, loss, epoch, device)
+
+    (images, _), _, _ = book["load_images"]("MNIST", ROOT / "data")
+    images = images[:5000].to(device)
+    model = network(images)
+    book["train"](
+        model, images, images[:100].round(), 2, 100, lr=1e-3
+    )  # so that samples have strokes
+    u = torch.rand(100, 784, device=device)
+    fast, naive = book["sample"](model, 0, u), book["sample_naive"](model, 0, u)
+    assert torch.equal(fast, naive) and torch.equal(
+        book["sample_fixed_point"](model, 0, u)[0], naive
+    )
+    samplers = [book[name] for name in ("sample_naive", "sample_fixed_point", "sample")]
+    rows = [
+        [seconds(lambda s=sampler: s(model, 0, u), device) for sampler in samplers]
+        for _ in range(ROUNDS)
+    ]
+    print(f"\nMADE, 100 samples, identical images; median of {ROUNDS} rounds")
+    for column, name in enumerate(("784 passes", "fixed point", "each unit once")):
+        ratios = [row[0] / row[column] for row in rows]
+        print(
+            f"{name:19s}{statistics.median(row[column] for row in rows):8.3f} s   "
+            f"{statistics.median(ratios):6.1f} times as fast   (from {min(ratios):.1f} to {max(ratios):.1f})"
+        )
 
 
 if __name__ == "__main__":
@@ -120,3 +162,4 @@ if __name__ == "__main__":
     )
     print(f"torch {torch.__version__}")
     bench_basic_vae(device)
+    bench_made(device)

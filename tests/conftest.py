@@ -18,6 +18,12 @@ def vae():
     return definitions(ROOT / "Basic_VAE.ipynb")
 
 
+@pytest.fixture(scope="session")
+def made():
+    """The definitions of MADE.ipynb by name; nothing trains."""
+    return definitions(ROOT / "MADE.ipynb")
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

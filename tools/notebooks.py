@@ -3,7 +3,7 @@
     python tools/notebooks.py                        every notebook, in place, on MNIST
     python tools/notebooks.py Basic_VAE.ipynb        one of them
     python tools/notebooks.py --dataset KMNIST       copies in build/KMNIST/, figures in images/KMNIST/
-    python tools/notebooks.py --quick                small copies in build/quick/, everything in a minute or two
+    python tools/notebooks.py --quick                small copies in build/quick/, everything in a few minutes
 
 A notebook runs in a scratch folder under build/, so a run that fails changes neither the notebook nor images/.
 """
