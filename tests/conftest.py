@@ -24,6 +24,14 @@ def made():
     return definitions(ROOT / "MADE.ipynb")
 
 
+@pytest.fixture(scope="session")
+def lagrangian_vae():
+    """The definitions of Lagrangian_VAE.ipynb by name, and the two constants that they need."""
+    book = definitions(ROOT / "Lagrangian_VAE.ipynb")
+    book["KERNEL_VARIANCE"], book["device"] = book["LATENT_DIM"] / 4, torch.device("cpu")
+    return book
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

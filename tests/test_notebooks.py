@@ -15,7 +15,15 @@ from nbclient.exceptions import CellExecutionError
 
 NOTEBOOKS = sorted(ROOT.glob("*.ipynb"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SMALL = {"DATASET": "digits", "EPOCHS": 2, "MANY_EPOCHS": 2, "K": 20, "HIDDEN": 32}
+SMALL = {
+    "DATASET": "digits",
+    "EPOCHS": 2,
+    "MANY_EPOCHS": 2,
+    "COMMON_EPOCHS": 2,
+    "COMPONENTS": 5,
+    "K": 20,
+    "HIDDEN": 32,
+}
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 

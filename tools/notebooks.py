@@ -25,7 +25,12 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
-QUICK = {"EPOCHS": 2, "MANY_EPOCHS": 2, "K": 50}  # of these, those that a notebook has
+QUICK = {
+    "EPOCHS": 2,
+    "MANY_EPOCHS": 2,
+    "COMMON_EPOCHS": 2,
+    "K": 50,
+}  # of these, those that a notebook has
 NOT_TO_BE_HAD = 3  # exit status of --only-data
 
 
