@@ -1,12 +1,16 @@
-"""Speed of each notebook's training step, against the textbook loop and against the machine, in one run: `make bench`.
+"""Speed and memory of each notebook's training, against the textbook loop and against the machine: `make bench`.
 
 The textbook loop is the one of most tutorials: a DataLoader over torchvision's data set with ToTensor, float32, a plain
 Adam, `loss.item()` at every step. Network, batch size, objective and images are the notebook's. The two take turns, so
 that a machine whose speed drifts favours neither.
 """
 
+import contextlib
+import os
 import platform
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,6 +31,11 @@ ROUNDS = 5
 def synchronise(device):
     if device.type != "cpu":
         torch.accelerator.synchronize()
+
+
+def quiet():
+    """Without the progress bars on stdout."""
+    return contextlib.redirect_stdout(open(os.devnull, "w"))
 
 
 def seconds(run, device):
@@ -60,20 +69,35 @@ def textbook_epoch(model, loss, loader, device):
     return total
 
 
-def bench_step(name, book, network, loss, epoch, device):
-    """One epoch as in the notebook, `epoch(model, images, few, batch_size)`, and one in the textbook loop."""
+def peak_memory(name, loop):
+    """Peak memory in bytes of one epoch in a process of its own; loop is "notebook" or "textbook"."""
+    command = [sys.executable, __file__, name, loop]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def bench_step(name, book, network, loss, epoch, device, only=None):
+    """One epoch as in the notebook, `epoch(model, images, few, batch_size)`, and one in the textbook loop, in turns.
+
+    With only="notebook" or "textbook" one epoch of that loop, and its peak memory on stdout.
+    """
     (images, _), (validation, _), _ = book["load_images"]("MNIST", ROOT / "data")
     images, few = images.to(device), book["binarise"](validation[:100]).to(device)
     batch_size = book["BATCH_SIZE"]
     files = datasets.MNIST(ROOT / "data", train=True, transform=transforms.ToTensor())
     loader = DataLoader(Subset(files, range(len(images))), batch_size=batch_size, shuffle=True)
+    ours_once = lambda: epoch(network(images), images, few, batch_size)  # noqa: E731
+    textbook_once = lambda: textbook_epoch(network(images), loss, loader, device)  # noqa: E731
+    if only:
+        {"notebook": ours_once, "textbook": textbook_once}[only]()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return print(peak * (1024 if sys.platform == "linux" else 1), file=sys.__stdout__)
     with FlopCounterMode(display=False) as counter:
         loss(network(images), book["binarise"](images[:batch_size])).backward()
     dtype = torch.bfloat16 if book["has_bfloat16"](device) else torch.float32
     rows = [
         [
-            seconds(lambda: epoch(network(images), images, few, batch_size), device),
-            seconds(lambda: textbook_epoch(network(images), loss, loader, device), device),
+            seconds(ours_once, device),
+            seconds(textbook_once, device),
             product_rate(device, dtype),
         ]
         for _ in range(ROUNDS)
@@ -82,6 +106,7 @@ def bench_step(name, book, network, loss, epoch, device):
     steps = len(images) // batch_size
     flops = counter.get_total_flops()
     ratios = [row[1] / row[0] for row in rows]
+    memory = [peak_memory(name, loop) / 1e9 for loop in ("notebook", "textbook")]
     print(f"\n{name}, batch size {batch_size}, {steps} steps an epoch; median of {ROUNDS} rounds")
     print(f"notebook           {ours:8.2f} s an epoch   {1000 * ours / steps:6.2f} ms a step")
     print(
@@ -97,9 +122,13 @@ def bench_step(name, book, network, loss, epoch, device):
         f"a step             {flops / 1e9:8.2f} GFLOP, {flops * steps / ours / 1e9:.0f} GFLOP/s in the notebook"
     )
     print(f"share              {flops * steps / ours / rate:8.0%} of the matrix-product rate")
+    print(
+        f"limit              {textbook / steps * rate / flops:8.2f} textbook / notebook, were a step its products"
+    )
+    print(f"peak memory        {memory[0]:8.2f} GB, textbook loop {memory[1]:.2f} GB")
 
 
-def bench_basic_vae(device):
+def bench_basic_vae(device, only=None):
     book = definitions(ROOT / "Basic_VAE.ipynb")
 
     def network(images):
@@ -109,12 +138,14 @@ def bench_basic_vae(device):
         return sum(book["monte_carlo"](model, x)).mean()
 
     def epoch(model, images, few, batch_size):
-        book["train"](model, book["monte_carlo"], images, few, 1, batch_size, book["LEARNING_RATE"])
+        with quiet():
+            rate = book["LEARNING_RATE"]
+            book["train"](model, book["monte_carlo"], images, few, 1, batch_size, rate)
 
-    bench_step("Basic_VAE", book, network, loss, epoch, device)
+    bench_step("Basic_VAE", book, network, loss, epoch, device, only)
 
 
-def bench_made(device):
+def bench_made(device, only=None):
     book = definitions(ROOT / "MADE.ipynb")
     masks = [(book["ORDERING"], seed) for seed in range(book["CONNECTIVITIES"])]
 
@@ -125,16 +156,18 @@ def bench_made(device):
         return -model.log_prob(x).mean()
 
     def epoch(model, images, few, batch_size):
-        book["train"](model, images, few, 1, batch_size, lr=book["LEARNING_RATE"])
+        with quiet():
+            book["train"](model, images, few, 1, batch_size, lr=book["LEARNING_RATE"])
 
-    bench_step("MADE, one ordering", book, network, loss, epoch, device)
+    bench_step("MADE", book, network, loss, epoch, device, only)  # one ordering
+    if only:
+        return
 
     (images, _), _, _ = book["load_images"]("MNIST", ROOT / "data")
     images = images[:5000].to(device)
     model = network(images)
-    book["train"](
-        model, images, images[:100].round(), 2, 100, lr=1e-3
-    )  # so that samples have strokes
+    with quiet():  # so that samples have strokes
+        book["train"](model, images, images[:100].round(), 2, 100, lr=1e-3)
     u = torch.rand(100, 784, device=device)
     fast, naive = book["sample"](model, 0, u), book["sample_naive"](model, 0, u)
     assert torch.equal(fast, naive) and torch.equal(
@@ -154,7 +187,7 @@ def bench_made(device):
         )
 
 
-def bench_lagrangian_vae(device):
+def bench_lagrangian_vae(device, only=None):
     book = definitions(ROOT / "Lagrangian_VAE.ipynb")
     book["KERNEL_VARIANCE"] = variance = book["LATENT_DIM"] / 4
     name = "maximal information"
@@ -176,9 +209,13 @@ def bench_lagrangian_vae(device):
         return book["lagrangian"](f, constraints, ascent.bounds, ascent.multipliers)
 
     def epoch(model, images, few, batch_size):
-        book["train"](model, name, images, few, 1, batch_size, book["LEARNING_RATE"], dual_ascent())
+        with quiet():
+            rate = book["LEARNING_RATE"]
+            book["train"](model, name, images, few, 1, batch_size, rate, dual_ascent())
 
-    bench_step("Lagrangian_VAE, maximal information", book, network, loss, epoch, device)
+    bench_step("Lagrangian_VAE", book, network, loss, epoch, device, only)
+    if only:
+        return
 
     def expanded(z):
         """The same estimate with all differences in one array [n, n, d]."""
@@ -212,13 +249,31 @@ def bench_lagrangian_vae(device):
         )
 
 
+BENCHMARKS = {
+    "Basic_VAE": bench_basic_vae,
+    "MADE": bench_made,
+    "Lagrangian_VAE": bench_lagrangian_vae,
+}
+
+
+def whole_runs():
+    """What `make` wrote down of each notebook's last whole run on MNIST."""
+    runs = ROOT / "build" / "MNIST" / "runs.txt"
+    lines = runs.read_text().splitlines() if runs.exists() else []
+    last = {line.split(":")[0]: line for line in lines}
+    print("\nwhole runs, by `make`:" if last else "\nno whole runs yet: `make` measures them")
+    print(*last.values(), sep="\n")
+
+
 if __name__ == "__main__":
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads, {device}; Python {platform.python_version()}, ",
-        end="",
-    )
-    print(f"torch {torch.__version__}")
-    bench_basic_vae(device)
-    bench_made(device)
-    bench_lagrangian_vae(device)
+    if len(sys.argv) > 1:
+        BENCHMARKS[sys.argv[1]](device, only=sys.argv[2])
+    else:
+        machine = f"{platform.machine()}, {torch.get_num_threads()} threads, {device}"
+        print(
+            f"{machine}; Python {platform.python_version()}, torch {torch.__version__}", flush=True
+        )
+        for bench in BENCHMARKS.values():
+            bench(device)
+        whole_runs()

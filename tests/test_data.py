@@ -1,5 +1,7 @@
 """The data sets: what is refused, with which message, before anything trains."""
 
+import os
+import re
 import struct
 
 import pytest
@@ -78,6 +80,20 @@ def test_mnist_is_known_by_its_digests(vae, tmp_path, four_files):
         vae["check_files"]("MNIST", raw)
 
 
+@pytest.mark.parametrize(
+    "reason", ["[Errno 13] Permission denied", "[Errno 28] No space", "EOFError"]
+)
+def test_a_folder_that_takes_no_files_is_reported_with_the_reason(
+    vae, tmp_path, monkeypatch, reason
+):
+    def fails(*args, **kwargs):
+        raise EOFError if reason == "EOFError" else OSError(reason)
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", fails)
+    with pytest.raises(FileNotFoundError, match=f"({re.escape(reason)})"):
+        vae["load_images"]("MNIST", tmp_path)
+
+
 @pytest.mark.parametrize("failure", [no_network, lambda *a, **k: open("/nonexistent/file")])
 def test_without_a_network_the_message_says_what_to_do(vae, tmp_path, monkeypatch, failure):
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", failure)
@@ -99,3 +115,21 @@ def test_a_failed_write_leaves_the_old_file(vae, tmp_path, capsys):
     vae["write_safely"](path, full_disk)
     assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["figure.png"]
     assert "No space left on device" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_leaves_the_old_figure(vae, tmp_path, capsys):
+    (tmp_path / "figure.png").write_bytes(b"old")
+    (tmp_path / "figure.png.part").symlink_to("/dev/full")
+    vae["write_safely"](tmp_path / "figure.png", lambda file: file.write(b"new"))
+    assert (tmp_path / "figure.png").read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["figure.png"]
+    assert "No space left on device" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_made_is_one_message(vae, tmp_path, capsys):
+    (tmp_path / "images").write_bytes(b"a file")
+    vae["write_safely"](tmp_path / "images" / "figure.png", lambda file: file.write(b"new"))
+    assert (tmp_path / "images").read_bytes() == b"a file"
+    message = capsys.readouterr().out
+    assert message.count("\n") == 1 and "figure.png could not be written" in message

@@ -5,14 +5,15 @@
     python tools/notebooks.py --dataset KMNIST       copies in build/KMNIST/, figures in images/KMNIST/
     python tools/notebooks.py --quick                small copies in build/quick/, everything in a few minutes
 
-A notebook runs in a scratch folder under build/, so a run that fails changes neither the notebook nor images/.
+A notebook runs in a scratch folder under build/, so a run that fails changes neither the notebook nor images/. Runs on
+MNIST in place also renew images/samples.png, the three models' samples side by side.
 """
 
 import argparse
 import ast
+import contextlib
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,11 @@ QUICK = {
     "K": 50,
 }  # of these, those that a notebook has
 NOT_TO_BE_HAD = 3  # exit status of --only-data
+SHEETS = {
+    "Basic VAE": "MNIST-VAE-latent_samples.png",
+    "MADE": "MADE-samples.png",
+    "Lagrangian VAE": "MNIST-lagVAE-latent_samples.png",
+}  # the figures that samples.png is made of
 
 
 def is_definition(node):
@@ -99,8 +105,9 @@ class Runner(NotebookClient):
 def run(source, target, folder, parameters=None):
     """Execute the notebook `source` in `folder` and write it to `target` once all of it has run.
 
-    The outputs carry no timings and no widget state. Raises CellExecutionError or DeadKernelError, and then `target`
-    is as it was, and what had run is in `folder`.
+    Returns the kernel's peak memory in bytes, or None where there is no /proc to ask. The outputs carry no timings and
+    no widget state. Raises CellExecutionError or DeadKernelError, and then `target` is as it was, and what had run is
+    in `folder`.
     """
     notebook = nbformat.read(source, as_version=4)
     override(notebook, parameters or {})
@@ -117,6 +124,14 @@ def run(source, target, folder, parameters=None):
                 flush=True,
             )
 
+    peak = None
+
+    def ask_peak(cell, cell_index, execute_reply):
+        nonlocal peak
+        with contextlib.suppress(OSError, AttributeError):
+            status = Path(f"/proc/{client.km.provisioner.pid}/status").read_text()
+            peak = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))
+
     client = Runner(
         notebook,
         timeout=None,
@@ -127,6 +142,7 @@ def run(source, target, folder, parameters=None):
         record_timing=False,
         store_widget_state=False,
         on_cell_start=announce,
+        on_cell_executed=ask_peak,
     )
     try:
         client.execute()
@@ -140,6 +156,7 @@ def run(source, target, folder, parameters=None):
     partial = target.with_suffix(".part")
     nbformat.write(notebook, partial)
     os.replace(partial, target)
+    return peak
 
 
 def get_data(notebook, dataset):
@@ -153,16 +170,43 @@ def get_data(notebook, dataset):
         sys.exit(f"\n{error}")
 
 
+def side_by_side(images):
+    """Write samples.png into the folder `images`: the sheets of samples in it, side by side, those that are there."""
+    from matplotlib.figure import (
+        Figure,
+    )  # not pyplot: the kernels to come have a backend of their own
+    from matplotlib.image import imread
+
+    sheets = {name: images / file for name, file in SHEETS.items() if (images / file).exists()}
+    figure = Figure(figsize=(4 * len(sheets), 4.5), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12)
+    axes = figure.subplots(1, len(sheets), squeeze=False)
+    for axis, (name, file) in zip(axes[0], sheets.items(), strict=True):
+        axis.imshow(imread(file))
+        axis.set_title(name, fontsize=14)
+        axis.set_axis_off()
+    figure.savefig(images / "samples.png", dpi=140, metadata={"Software": None})
+
+
 def run_in_scratch(notebook, target, scratch, home, parameters):
-    """Run `notebook` in a folder under `scratch`; once all of it has run, move what it made to `target` and `home`."""
+    """Run `notebook` in a folder under `scratch`; once all of it has run, copy what it made to `target` and `home`."""
     folder = scratch / f"{notebook.stem}.run"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (ROOT / "data").mkdir(exist_ok=True)
-    (folder / "data").symlink_to(ROOT / "data", target_is_directory=True)
     start = time.perf_counter()
     try:
-        run(notebook, target, folder, parameters)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (ROOT / "data").mkdir(exist_ok=True)
+        (folder / "data").symlink_to(ROOT / "data", target_is_directory=True)
+        executed = folder / notebook.name
+        peak = run(notebook, executed, folder, parameters)
+        minutes, seconds = divmod(time.perf_counter() - start, 60)
+        for made in ("images", "weights"):
+            shutil.copytree(folder / made, home / made, dirs_exist_ok=True)
+        if home == target.parent == ROOT:
+            side_by_side(home / "images")
+        partial = target.with_suffix(".part")
+        shutil.copyfile(executed, partial)
+        os.replace(partial, target)
     except CellExecutionError as error:
         sys.exit(
             f"\n{notebook.name} stopped: {error.ename}: {error.evalue}\nIts outputs so far are in {folder}"
@@ -173,18 +217,17 @@ def run_in_scratch(notebook, target, scratch, home, parameters):
         )
     except KeyboardInterrupt:
         sys.exit(f"\n{notebook.name} was interrupted; nothing was changed")
-    minutes, seconds = divmod(time.perf_counter() - start, 60)
-    for made in ("images", "weights"):
-        shutil.copytree(folder / made, home / made, dirs_exist_ok=True)
+    except OSError as error:  # shutil.Error, which names every file, is one of them
+        sys.exit(
+            f"\n{notebook.name} could not be run, or what it made not be copied: {error}\n"
+            f"Mend that and run again. What there is so far is in {folder}"
+        )
     shutil.rmtree(folder)
-    peak = (
-        resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        * (1024 if sys.platform == "linux" else 1)
-        / 1e9
-    )
-    print(
-        f"{notebook.name}: {minutes:.0f} min {seconds:.0f} s, peak memory {peak:.2f} GB, in {os.path.relpath(target)}\n"
-    )
+    memory = f", peak memory {peak / 1e9:.2f} GB" if peak else ""
+    line = f"{notebook.name}: {minutes:.0f} min {seconds:.0f} s{memory}"
+    with open(scratch / "runs.txt", "a") as runs:
+        print(line, file=runs)
+    print(f"{line}, in {os.path.relpath(target)}\n")
 
 
 def main(arguments=None):
