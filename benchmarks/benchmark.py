@@ -8,6 +8,7 @@ that a machine whose speed drifts favours neither.
 import contextlib
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -69,6 +70,14 @@ def textbook_epoch(model, loss, loader, device):
     return total
 
 
+def own_peak():
+    """This process's peak memory in bytes."""
+    with contextlib.suppress(OSError):  # on Linux, where ru_maxrss would begin at the parent's
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def peak_memory(name, loop):
     """Peak memory in bytes of one epoch in a process of its own; loop is "notebook" or "textbook"."""
     command = [sys.executable, __file__, name, loop]
@@ -89,8 +98,7 @@ def bench_step(name, book, network, loss, epoch, device, only=None):
     textbook_once = lambda: textbook_epoch(network(images), loss, loader, device)  # noqa: E731
     if only:
         {"notebook": ours_once, "textbook": textbook_once}[only]()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return print(peak * (1024 if sys.platform == "linux" else 1), file=sys.__stdout__)
+        return print(own_peak(), file=sys.__stdout__)
     with FlopCounterMode(display=False) as counter:
         loss(network(images), book["binarise"](images[:batch_size])).backward()
     dtype = torch.bfloat16 if book["has_bfloat16"](device) else torch.float32
