@@ -32,6 +32,12 @@ LEFT_OVER = """selector => [...document.querySelectorAll(selector)].map(cell => 
         .forEach(e => e.remove());
     return copy.textContent;
 }).filter(text => /[$\\\\]/.test(text))"""
+UNKNOWN_COMMANDS = """() => [...document.querySelectorAll("mjx-container, .MathJax")]
+    .map(e => e.textContent).filter(text => /\\\\[a-zA-Z]/.test(text))"""
+# The fonts that jupyter-server-mathjax brings along.
+STIX = (
+    """window.MathJax = {"HTML-CSS": {availableFonts: [], webFont: "STIX-Web", imageFont: null}}"""
+)
 BROKEN_IMAGES = (
     """() => [...document.images].filter(i => !i.naturalWidth).map(i => i.src.slice(0, 99))"""
 )
@@ -127,6 +133,7 @@ def test_runs_in_jupyterlab_from_the_menu(path, lab, page):
     assert page.locator(".jp-MarkdownOutput mjx-container").count() == formulas(path)
     assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
     assert page.evaluate(LEFT_OVER, ".jp-MarkdownOutput") == []
+    assert page.evaluate(UNKNOWN_COMMANDS) == []
     assert page.evaluate(BROKEN_IMAGES) == []
     assert page.locator(".jp-RenderedImage img").count() >= len(figures(path)) + 1  # and the data
     saved = {p.stem for p in (folder / "images" / "digits").iterdir()}
@@ -186,10 +193,11 @@ def test_every_formula_renders_in_the_static_page(path, page, tmp_path):
 
     # Its own copy, so that no network is needed; hosting sites load the same from theirs.
     script = Path(mathjax.__file__).parent / "static" / "MathJax.js"
-    url = f"{script.as_uri()}?config=TeX-AMS_CHTML-full,Safe"
+    url = f"{script.as_uri()}?config=TeX-AMS-MML_HTMLorMML-full,Safe"
     body, _ = HTMLExporter(mathjax_url=url).from_filename(str(path))
     shutil.copytree(ROOT / "images", tmp_path / "images")
     (tmp_path / "page.html").write_text(body, encoding="utf-8")
+    page.add_init_script(STIX)
     page.goto((tmp_path / "page.html").as_uri())
     page.wait_for_function("!!window.MathJax && !!MathJax.isReady", timeout=60_000)
     page.evaluate("() => new Promise(done => MathJax.Hub.Queue(() => done()))")
@@ -198,4 +206,5 @@ def test_every_formula_renders_in_the_static_page(path, page, tmp_path):
     assert page.evaluate("MathJax.Hub.getAllJax().length") == formulas(path)
     assert page.locator(".MathJax_Error, .merror, .mjx-merror, .mjx-error").count() == 0
     assert page.evaluate(LEFT_OVER, ".jp-RenderedMarkdown") == []
+    assert page.evaluate(UNKNOWN_COMMANDS) == []
     assert page.evaluate(BROKEN_IMAGES) == []
