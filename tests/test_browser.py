@@ -112,10 +112,15 @@ def lab(tmp_path_factory):
         server.wait()
 
 
-def keep_screenshot(element, name):
+def keep_screenshot(page, name, height=16_000):
+    """Keep the page as a picture, if asked to; JupyterLab draws no more of it than the window shows."""
     if folder := os.environ.get("SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        element.screenshot(path=Path(folder, f"{name}.png"))
+        window = page.viewport_size
+        page.set_viewport_size(window | {"height": height})
+        page.wait_for_timeout(1000)
+        page.screenshot(path=Path(folder, f"{name}.png"))
+        page.set_viewport_size(window)
 
 
 @each_notebook
@@ -125,7 +130,7 @@ def test_runs_in_jupyterlab_from_the_menu(path, lab, page):
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
     run_all_cells(page)
     page.wait_for_function(FINISHED, timeout=180_000)
-    keep_screenshot(page.locator(".jp-WindowedPanel-inner").first, f"{path.stem}-lab")
+    keep_screenshot(page, f"{path.stem}-lab")
 
     for unwanted in ("error", "stderr"):
         outputs = page.locator(f"[data-mime-type='application/vnd.jupyter.{unwanted}']")
@@ -181,7 +186,7 @@ def check_widget(page):
     for i in (0, 1):
         pickers.nth(i).select_option(index=10 + i)
         redrawn()
-    keep_screenshot(page.locator(".jp-OutputArea-output", has=picture).last, "widget")
+    keep_screenshot(page, "widget", height=1000)
 
 
 @each_notebook
@@ -201,7 +206,7 @@ def test_every_formula_renders_in_the_static_page(path, page, tmp_path):
     page.goto((tmp_path / "page.html").as_uri())
     page.wait_for_function("!!window.MathJax && !!MathJax.isReady", timeout=60_000)
     page.evaluate("() => new Promise(done => MathJax.Hub.Queue(() => done()))")
-    keep_screenshot(page.locator("body"), f"{path.stem}-html")
+    keep_screenshot(page, f"{path.stem}-html")
 
     assert page.evaluate("MathJax.Hub.getAllJax().length") == formulas(path)
     assert page.locator(".MathJax_Error, .merror, .mjx-merror, .mjx-error").count() == 0
