@@ -1,7 +1,6 @@
 """The notebooks as documents, the notebooks run, and the README against both."""
 
 import ast
-import copy
 import re
 import shutil
 import signal
@@ -157,7 +156,7 @@ def test_every_cell_run_twice_gives_the_numbers_of_a_single_run(path, small_run,
     cells, notebook.cells = notebook.cells, []
     for cell in cells:
         for i in range(1 + (cell.cell_type == "code")):
-            notebook.cells.append(copy.deepcopy(cell) | {"id": f"{i}-{cell.id}"})
+            notebook.cells.append(nbformat.from_dict(cell | {"id": f"{i}-{cell.id}"}))
     twice = tmp_path / path.name
     nbformat.write(notebook, twice)
     tool.run(twice, twice, tmp_path)
