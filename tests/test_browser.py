@@ -112,15 +112,15 @@ def lab(tmp_path_factory):
         server.wait()
 
 
-def keep_screenshot(page, name, height=16_000):
-    """Keep the page as a picture, if asked to; JupyterLab draws no more of it than the window shows."""
+def keep_screenshots(page, name, elements=None):
+    """Keep the page as a picture, if asked to, or what the window shows with each element in sight."""
     if folder := os.environ.get("SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        window = page.viewport_size
-        page.set_viewport_size(window | {"height": height})
-        page.wait_for_timeout(1000)
-        page.screenshot(path=Path(folder, f"{name}.png"))
-        page.set_viewport_size(window)
+        if elements is None:
+            page.screenshot(path=Path(folder, f"{name}.png"), full_page=True)
+        for i, element in enumerate(elements.all() if elements else []):
+            element.scroll_into_view_if_needed()
+            page.screenshot(path=Path(folder, f"{name}-{i}.png"))
 
 
 @each_notebook
@@ -128,9 +128,13 @@ def test_runs_in_jupyterlab_from_the_menu(path, lab, page):
     url, folder = lab
     page.goto(f"{url}/lab/tree/{path.name}?reset&token=reader")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
+    # Whatever JupyterLab asks when it starts (which kernel, say), its own proposal is right.
+    page.add_locator_handler(
+        page.locator(".jp-Dialog"), lambda dialog: dialog.locator(".jp-mod-accept").click()
+    )
     run_all_cells(page)
     page.wait_for_function(FINISHED, timeout=180_000)
-    keep_screenshot(page, f"{path.stem}-lab")
+    keep_screenshots(page, f"{path.stem}-lab", page.locator(".jp-RenderedImage img"))
 
     for unwanted in ("error", "stderr"):
         outputs = page.locator(f"[data-mime-type='application/vnd.jupyter.{unwanted}']")
@@ -186,7 +190,7 @@ def check_widget(page):
     for i in (0, 1):
         pickers.nth(i).select_option(index=10 + i)
         redrawn()
-    keep_screenshot(page, "widget", height=1000)
+    keep_screenshots(page, "widget", picture)
 
 
 @each_notebook
@@ -206,7 +210,7 @@ def test_every_formula_renders_in_the_static_page(path, page, tmp_path):
     page.goto((tmp_path / "page.html").as_uri())
     page.wait_for_function("!!window.MathJax && !!MathJax.isReady", timeout=60_000)
     page.evaluate("() => new Promise(done => MathJax.Hub.Queue(() => done()))")
-    keep_screenshot(page, f"{path.stem}-html")
+    keep_screenshots(page, f"{path.stem}-html")
 
     assert page.evaluate("MathJax.Hub.getAllJax().length") == formulas(path)
     assert page.locator(".MathJax_Error, .merror, .mjx-merror, .mjx-error").count() == 0
