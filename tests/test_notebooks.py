@@ -424,5 +424,7 @@ def test_the_picture_of_all_samples_shows_what_the_notebooks_saved(tmp_path):
     committed, made = (
         matplotlib.image.imread(folder / "samples.png") for folder in (ROOT / "images", tmp_path)
     )
-    # Another version of matplotlib may place a letter elsewhere; other samples would differ in most pixels.
-    assert committed.shape == made.shape and abs(committed - made).mean() < 0.01
+    assert committed.shape == made.shape == (630, 1680, 4)
+    # Versions of matplotlib resample differently, pixel by pixel; in blocks of 10 × 10 that averages out.
+    a, b = (picture.reshape(63, 10, 168, 10, 4).mean((1, 3)) for picture in (committed, made))
+    assert abs(a - b).mean() < 0.015  # another sheet in place of one of the three: 0.022
