@@ -51,7 +51,8 @@ define install
 	@$(PYTHON) -m venv .venv || \
 	  { echo "No virtual environment could be made. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "Installing $(1) into .venv (the first time this takes minutes: PyTorch is large)"
-	@[ -z "$(CPU)" ] || $(VENV) -m pip install --retries 0 --index-url $(CPU_WHEELS) $$(grep ^torch requirements.txt) || \
+	@[ -z "$(CPU)" ] || $(VENV) -m pip install --isolated --retries 0 --index-url $(CPU_WHEELS) \
+	  $${PIP_CONSTRAINT:+-c "$$PIP_CONSTRAINT"} $$(grep ^torch requirements.txt) || \
 	  echo "$(CPU_WHEELS) cannot be reached: taking the registry's PyTorch with its GPU libraries"
 	$(VENV) -m pip install --disable-pip-version-check -r $(1)
 	@touch $@
