@@ -63,7 +63,7 @@ def test_whatever_is_wrong_one_message_names_folder_and_remedies(vae, raw, damag
     with pytest.raises(RuntimeError, match="NMIST can be neither read"):
         vae["load_images"]("NMIST", raw.parent.parent)
     assert str(raw.parent) in message and "Delete that folder and run again" in message
-    assert 'DATASET = "digits"' in message and error.value.__suppress_context__
+    assert 'DATASET = "digits"' in message and error.value.__cause__ is None
     if content is not None:
         assert (raw / file).read_bytes() == content  # nothing is deleted for the reader
 
