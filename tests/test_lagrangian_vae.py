@@ -1,252 +1,185 @@
-"""The mathematics of Lagrangian_VAE.ipynb, against double loops, closed forms, grids and known saddle points."""
+"""The mathematics of Lagrangian_VAE.ipynb: the learned prior, the multiplier, MMD², the verdicts, the distances."""
 
 import math
 
 import pytest
 import torch
-from torch.distributions import MultivariateNormal, Normal, kl_divergence
-
-PIXELS = 28
-
-
-@pytest.fixture
-def model(lagrangian_vae):
-    """A small model with two latent dimensions whose encoder and decoder both say something."""
-    network = lagrangian_vae["VAE"](2, (16, 1), (32, 1), pixels=PIXELS)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-        network.encoder[-1].weight.mul_(0.1)
-        network.encoder[-1].bias.mul_(0.5)
-    return network
+from conftest import SMALL
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
 
 @pytest.fixture
-def x():
-    return (torch.rand(5, PIXELS) < 0.5).float()
-
-
-# The discrepancy
-
-
-def grid(points=401, reach=8.0):
-    """Points of the plane [P, 2] and the probability of N(0, I) around each [P]."""
-    line = torch.linspace(-reach, reach, points, dtype=torch.float64)
-    z = torch.cartesian_prod(line, line)
-    return z, Normal(0.0, 1.0).log_prob(z).sum(1).exp() * (2 * reach / (points - 1)) ** 2
-
-
-@pytest.mark.parametrize("variance", [0.5, 2.0])
-def test_mmd_agrees_with_a_double_loop_and_a_grid_over_the_prior(lagrangian_vae, variance):
-    z = torch.randn(7, 2, dtype=torch.float64) * 0.7 + 0.4
-    u, weight = grid()
-
-    def k(a, b):
-        return math.exp(-sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) / (2 * variance))
-
-    codes = z.tolist()
-    within = [k(a, b) for i, a in enumerate(codes) for j, b in enumerate(codes) if i != j]
-    across = [(weight * torch.exp(-((u - a) ** 2).sum(1) / (2 * variance))).sum().item() for a in z]
-    sum_of_two = Normal(0.0, math.sqrt(2.0)).log_prob(u).sum(1).exp() * (16 / 400) ** 2  # of u − u'
-    prior = (sum_of_two * torch.exp(-(u**2).sum(1) / (2 * variance))).sum().item()
-    expected = sum(within) / 42 - 2 * sum(across) / 7 + prior
-    assert lagrangian_vae["mmd"](z, variance).item() == pytest.approx(expected, abs=1e-6)
-
-
-# The Lagrangian and dual ascent
-
-
-def descend(book, f, constraints, ascent, theta, steps=6000, rate=0.02):
-    """Descent in theta, ascent in the multipliers."""
-    theta = torch.tensor(theta, requires_grad=True)
-    for _ in range(steps):
-        values = constraints(theta)
-        loss = book["lagrangian"](f(theta), values, ascent.bounds, ascent.multipliers)
-        (gradient,) = torch.autograd.grad(loss, theta)
-        with torch.no_grad():
-            theta -= rate * gradient
-        ascent.step(values.detach())
-    return theta.detach()
-
-
-def test_dual_ascent_finds_a_saddle_point_known_in_closed_form(lagrangian_vae):
-    """min |theta − a|² subject to w·theta <= b: theta = a − lambda w / 2, lambda = 2 (w·a − b) / |w|²."""
-    a, w, b = torch.tensor([3.0, 1.0]), torch.tensor([1.0, 2.0]), 2.0
-    multiplier = 2 * (w @ a - b) / (w @ w)
-    ascent = lagrangian_vae["DualAscent"]([b, 10.0], [1.0, 1.0], [1.0, 1.0], [100.0, 100.0])
-    theta = descend(
-        lagrangian_vae,
-        lambda t: ((t - a) ** 2).sum(),
-        lambda t: torch.stack([w @ t, t[0]]),  # the second is slack: t[0] is far below 10
-        ascent,
-        [0.0, 0.0],
-    )
-    torch.testing.assert_close(theta, a - multiplier * w / 2, atol=1e-2, rtol=0)
-    assert ascent.multipliers[0].item() == pytest.approx(multiplier.item(), abs=2e-2)
-    assert 0 <= ascent.multipliers[1] < 2e-3  # its floor
-    assert ascent.verdicts([(w @ theta).item(), 0.0], [0.01, 0.01])[1] == "met"
-    assert "met" in ascent.verdicts([(w @ theta).item(), 0.0], [0.01, 0.01])[0]
-
-
-def test_an_infeasible_bound_is_reported(lagrangian_vae):
-    """theta² + 1 <= 1/2 has no solution."""
-    ascent = lagrangian_vae["DualAscent"]([0.5], [0.1], [1.0], [50.0])
-    theta = descend(
-        lagrangian_vae, lambda t: (t - 3) ** 2, lambda t: (t**2 + 1)[None], ascent, 2.0, rate=0.002
-    )
-    assert ascent.multipliers.item() == 50
-    assert "INFEASIBLE" in ascent.verdicts([theta.item() ** 2 + 1], [0.1])[0]
-    fresh = lagrangian_vae["DualAscent"]([0.5], [0.1], [1.0], [50.0])
-    assert "Train longer" in fresh.verdicts([0.7], [0.1])[0]
-    assert fresh.verdicts([0.55], [0.1]) == ["met within the tolerance"]
-
-
-def test_fixed_multipliers_reproduce_the_losses_of_known_models(lagrangian_vae, model, x):
-    lagrangian, objective = lagrangian_vae["lagrangian"], lagrangian_vae["objective"]
-    with torch.no_grad():
-        distortion, rate, z = (term.double() for term in lagrangian_vae["terms"](model, x))
-    d, r, discrepancy = distortion.mean(), rate.mean(), lagrangian_vae["mmd"](z, 0.5)
-    constraints, zero = torch.stack([d + r, discrepancy]), torch.zeros(2)
-
-    def loss(name, *multipliers):
-        values = torch.tensor(multipliers, dtype=torch.float64)
-        return lagrangian(objective(name, d, r), constraints, zero, values)
-
-    exact = {"atol": 1e-10, "rtol": 0}
-    torch.testing.assert_close(loss("plain VAE", 0.0, 0.0), d + r, **exact)
-    for price in (0.25, 1.0, 4.0):
-        more = loss("minimal information", price, 0.0) / price
-        torch.testing.assert_close(more, d + (1 + 1 / price) * r, **exact)
-        less = loss("maximal information", price, 0.0) / (1 + price)
-        torch.testing.assert_close(less, d + price / (1 + price) * r, **exact)
-    info = loss("maximal information", 3.0, 8.0) / 4
-    torch.testing.assert_close(info, d + 0.75 * r + 2 * discrepancy, **exact)
-
-
-def test_terms_leave_the_score_out_of_the_gradient(lagrangian_vae, vae, model, x):
-    """Values and encoder gradients are those of sticking the landing in Basic_VAE."""
-    gradients, values = [], []
-    for loss in (
-        lambda: sum(lagrangian_vae["terms"](model, x)[:2]),
-        lambda: vae["importance_weighted"](model, x),
-    ):
-        torch.manual_seed(1)
-        values.append(loss())
-        gradients.append(torch.autograd.grad(values[-1].sum(), list(model.encoder.parameters())))
-    torch.testing.assert_close(*values)
-    torch.testing.assert_close(*gradients)
-    _, rate, z = lagrangian_vae["terms"](model, x[:1].expand(100_000, -1))
-    library = kl_divergence(model.q(x[:1]), model.prior()).item()
-    assert z.shape == (100_000, 2)
-    assert rate.mean().item() == pytest.approx(library, abs=5 * rate.std().item() / 100_000**0.5)
-
-
-# Training
+def prior(lagrangian_vae):
+    """A mixture of three Gaussians in three dimensions, in double precision, nothing of it special."""
+    mixture = lagrangian_vae["Mixture"](3, 3).double()
+    for parameter in mixture.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return mixture
 
 
 @pytest.fixture
 def small(lagrangian_vae, monkeypatch):
-    """Epochs of twenty steps on noise: `run(epochs, ascent, validation)` to (model, history)."""
+    """A small VAE with a learned prior, and sixty binary images that also serve for validation."""
+    x = (torch.rand(60, 784) < 0.2).float()
+    monkeypatch.setitem(lagrangian_vae, "validation_x", x)
+    mixture = lagrangian_vae["Mixture"](4, 3)
+    return lagrangian_vae["VAE"](4, SMALL["ENCODER"], SMALL["DECODER"], mixture), x
 
-    def run(epochs, ascent=None, validation=None, images=None):
+
+def library(prior):
+    """The same mixture as an object of the library."""
+    weights, means, covariances = prior.gaussians()
+    return MixtureSameFamily(Categorical(weights), MultivariateNormal(means, covariances))
+
+
+def test_the_learned_prior_is_the_librarys_mixture_in_value_and_gradient(lagrangian_vae, prior):
+    z = torch.randn(5, 2, 3).double().requires_grad_()
+    inputs = [z, *prior.parameters()]
+    ours, theirs = prior.log_prob(z), library(prior).log_prob(z)
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad(value.sum(), inputs) for value in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_its_covariances_invert_the_precisions(prior):
+    roots = prior.roots()
+    eye = torch.eye(3).double().expand(3, 3, 3)
+    torch.testing.assert_close(prior.gaussians()[2] @ (roots.mT @ roots), eye)
+
+
+def test_its_samples_have_the_moments_of_its_density(prior):
+    z = prior.sample((200_000,)).double()
+    exact = library(prior)
+    torch.testing.assert_close(z.mean(0), exact.mean, rtol=0, atol=0.03)
+    torch.testing.assert_close(z.var(0), exact.variance, rtol=0.03, atol=0)
+    weights, means, covariances = prior.gaussians()
+    second = (weights[:, None, None] * (covariances + means[:, :, None] * means[:, None])).sum(0)
+    torch.testing.assert_close(z.T @ z / len(z), second, rtol=0.05, atol=0.05)
+
+
+def test_mmd_is_the_mean_over_pairs_of_samples(lagrangian_vae, prior):
+    """Against two samples, every pair in a loop, with the prior's part by many draws."""
+    z, u = torch.randn(6, 3).double(), prior.sample((3000,)).double()
+
+    def mean_kernel(a, b, leave_out=False):
+        k = torch.exp(-((a[:, None] - b) ** 2).sum(-1) / (2 * 0.7))
+        return (k.sum() - len(a)) / (len(a) * (len(a) - 1)) if leave_out else k.mean()
+
+    pairs = [math.exp(-(a - b).square().sum() / 1.4) for a in z for b in z if a is not b]
+    assert mean_kernel(z, z, True).item() == pytest.approx(sum(pairs) / 30)
+    expected = mean_kernel(z, z, True) - 2 * mean_kernel(z, u) + mean_kernel(u, u, True)
+    result = lagrangian_vae["mmd"](z, prior.gaussians(), 0.7)
+    assert result.item() == pytest.approx(expected.item(), abs=0.01)
+
+
+def test_mmd_is_unbiased_and_sees_a_shift(lagrangian_vae):
+    mmd, prior = lagrangian_vae["mmd"], lagrangian_vae["standard"](8)
+    values = torch.tensor([mmd(torch.randn(50, 8), prior, 2.0) for _ in range(400)])
+    assert abs(values.mean()) < 4 * values.std() / 20
+    assert mmd(torch.randn(50, 8) + 0.5, prior, 2.0) > 5 * values.std()
+
+
+@pytest.mark.parametrize("fast", [0.0, 0.3])
+def test_descent_and_ascent_find_the_known_saddle(lagrangian_vae, fast):
+    theta, multiplier = lagrangian_vae["toy"](0.02, fast)[-1]
+    assert (theta, multiplier) == pytest.approx((1, 4), abs=0.01)
+
+
+def test_a_multiplier_stays_positive_and_below_its_cap_and_one_that_is_held_stays(lagrangian_vae):
+    free = [lagrangian_vae["Multiplier"](1.0, cap=9.0) for _ in range(2)]
+    held = lagrangian_vae["Multiplier"](1.0, 0.7, slow=0, fast=0)
+    for _ in range(1000):
+        free[0].ascend(100.0)
+        free[1].ascend(-100.0)
+        held.ascend(100.0)
+    assert free[0].value == 9.0 and 0 < free[1].value < 1e-3 and held.value == 0.7
+
+
+def test_the_rates_gradient_leaves_out_the_score(lagrangian_vae, small):
+    model, x = small
+    parameters = list(model.encoder.parameters())
+
+    def gradients(path_only):
+        torch.manual_seed(3)
+        q = model.q(x)
+        z = q.rsample()
+        mean, scale = (v.detach() if path_only else v for v in (q.mean, q.stddev))
+        rate = Normal(mean, scale).log_prob(z).sum(-1) - model.prior().log_prob(z)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(rate.sum(), parameters)])
+
+    torch.manual_seed(3)
+    rate = lagrangian_vae["terms"](model, x)[1]
+    ours = torch.cat([g.flatten() for g in torch.autograd.grad(rate.sum(), parameters)])
+    torch.testing.assert_close(ours, gradients(True))
+    assert (ours - gradients(False)).norm() > 0.01 * ours.norm()
+
+
+@pytest.mark.parametrize("f", ["-ELBO", "distortion", "rate"])
+def test_the_loss_is_the_lagrangian_and_the_multiplier_moves_every_fifth_step(
+    lagrangian_vae, small, f
+):
+    model, x = small
+    multiplier = lagrangian_vae["Multiplier"](10.0, 0.5)
+    loss, values = lagrangian_vae["lagrangian"](f, multiplier), []
+    for step in range(10):
+        before = multiplier.value
+        torch.manual_seed(step)
+        if step % 5 == 0:
+            torch.randperm(60)
+            lagrangian_vae["evaluate"](model, x)
+        distortion, rate, _ = lagrangian_vae["terms"](model, x)
+        torch.manual_seed(step)
+        value = loss(model, x)
+        assert (multiplier.value > before) == (step % 5 == 0)
+        if step % 5:
+            parts = {"-ELBO": distortion + rate, "distortion": distortion, "rate": rate}
+            expected = parts[f] + multiplier.value * (distortion + rate - 10.0)
+            torch.testing.assert_close(value, expected)
+        values.append(value.detach())
+    plain = lagrangian_vae["lagrangian"](f)(model, x)
+    assert plain.shape == (60,) and (plain < torch.stack(values).min()).all()
+
+
+def test_constraint_and_verdict_use_the_same_arithmetic(lagrangian_vae, small):
+    model, x = small
+    results = []
+    for low in (False, True):
         torch.manual_seed(0)
-        model, history = lagrangian_vae["VAE"](32, (8, 1), (16, 1), pixels=PIXELS), []
-        images = torch.full((160, PIXELS), 128, dtype=torch.uint8) if images is None else images
-        validation = (torch.rand(60, PIXELS) < 0.5).float() if validation is None else validation
-        monkeypatch.setitem(lagrangian_vae, "validation_x", validation)
-        loss, validate = lagrangian_vae["dual"]("maximal information", ascent, every=1)
-        optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-        lagrangian_vae["train"](model, loss, images, epochs, 10, optimizer, validate, history)
-        return model, history
-
-    return run
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+            results.append(lagrangian_vae["evaluate"](model, x))
+    assert results[0] == results[1]
+    assert results[0]["-ELBO"] == pytest.approx(results[0]["distortion"] + results[0]["rate"])
 
 
-def ascent_for(book, bound):
-    return book["DualAscent"]([bound, 1.0], [0.5, 1.0], [5.0, 1.0], [20.0, 100.0])
+@pytest.mark.parametrize(
+    ("elbos", "price", "excess", "said"),
+    [
+        ([90.9, 90.7], 0.8, -0.1, "met, active"),
+        ([85.0, 84.9], 0.001, -5.9, "met, slack"),
+        ([95.0, 92.0], 3.0, 1.2, "violated"),
+        ([99.0, 93.0], 20.0, 2.2, "too slow"),
+        ([88.0, 87.9], 20.0, 10.0, "INFEASIBLE"),
+    ],
+)
+def test_verdicts_on_histories_of_each_kind(lagrangian_vae, elbos, price, excess, said):
+    history = [{"-ELBO": elbo, "lambda": price} for elbo in elbos]
+    assert lagrangian_vae["verdict"](history, excess, 20.0).startswith(said)
 
 
-def test_training_reports_validation_images_and_multipliers_and_repeats(lagrangian_vae, small):
-    images, blank = torch.full((160, PIXELS), 255, dtype=torch.uint8), torch.zeros(60, PIXELS)
-    ascent = ascent_for(lagrangian_vae, 15.0)
-    model, rows = small(2, ascent, blank, images)
-    seen, held_out = (
-        lagrangian_vae["evaluate"](model, x)["distortion"] for x in (images / 255, blank)
-    )
-    assert rows[-1]["distortion"] == pytest.approx(held_out, abs=0.5) and abs(seen - held_out) > 5
-    assert [rows[-1]["lambda_1"], rows[-1]["lambda_2"]] == ascent.multipliers.tolist()
-    assert small(2, ascent_for(lagrangian_vae, 15.0), blank, images)[1] == rows
-    assert list(small(1)[1][0]) == ["loss", "distortion", "rate", "MMD^2"]  # nothing to constrain
+def test_frechet_distance_of_covariances_that_do_not_commute(lagrangian_vae):
+    a, b = (torch.randn(500, 4).double() @ torch.randn(4, 4).double() + i for i in (0, 1))
+    s_a, s_b = a.T.cov(), b.T.cov()
+    values, vectors = torch.linalg.eigh(s_a)
+    root = vectors @ values.sqrt().diag() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ s_b @ root).sqrt().sum()
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + s_a.trace() + s_b.trace() - 2 * cross
+    assert lagrangian_vae["frechet"](a, b) == pytest.approx(expected.item())
+    assert lagrangian_vae["frechet"](a, a) == pytest.approx(0, abs=1e-6)
 
 
-def test_multipliers_follow_validation_images_not_training_images(lagrangian_vae, small):
-    """Training images are all zeros and soon easy; validation images are noise and stay hard."""
-    black = torch.zeros(160, PIXELS, dtype=torch.uint8)
-    hard, easy = ascent_for(lagrangian_vae, 15.0), ascent_for(lagrangian_vae, 15.0)
-    small(30, hard, images=black)
-    small(30, easy, images=black, validation=torch.zeros(60, PIXELS))
-    assert hard.multipliers[0] > 5 > easy.multipliers[0]
-
-
-# Information, likelihood, sample quality
-
-
-@pytest.mark.parametrize("noise", [0.3, 1.0])
-def test_information_of_a_gaussian_channel(lagrangian_vae, noise):
-    """z = x + noise, both Gaussian, two dimensions: I = log(1 + 1 / noise²) nats."""
-    x = torch.randn(6000, 2)
-    sigma = torch.full_like(x, noise)
-    z = x + sigma * torch.randn_like(x)
-    expected = math.log(1 + 1 / noise**2)
-    assert lagrangian_vae["information"](z, x, sigma, rows=77) == pytest.approx(expected, abs=0.06)
-
-
-@pytest.fixture
-def mixture(lagrangian_vae, model):
-    images = torch.randint(256, (600, PIXELS), dtype=torch.uint8)
-    return lagrangian_vae["fit_mixture"](model, images, 3)
-
-
-def test_the_density_of_the_mixture_agrees_with_the_library(lagrangian_vae, mixture):
-    z = torch.randn(4, 5, 2)
-    parts = MultivariateNormal(
-        torch.tensor(mixture.means_), covariance_matrix=torch.tensor(mixture.covariances_)
-    )
-    log_parts = parts.log_prob(z.double()[:, :, None]) + torch.tensor(mixture.weights_).log()
-    log_r = lagrangian_vae["Mixture"](mixture)().log_prob(z)
-    torch.testing.assert_close(log_r, log_parts.logsumexp(-1).float(), atol=1e-4, rtol=1e-4)
-    assert log_r.dtype == torch.float32
-
-
-def test_importance_sampling_under_prior_and_mixture(lagrangian_vae, model, mixture, x):
-    z, _ = grid(points=301)
-    z, cell = z.float(), (16.0 / 300) ** 2
-    with torch.no_grad():
-        conditional = torch.stack([model.p(z).log_prob(image) for image in x])
-    for prior in (model.prior, lagrangian_vae["Mixture"](mixture)):
-        model.prior = prior
-        log_w = lagrangian_vae["log_weights"](model, x, 5000)
-        exact = (conditional + prior().log_prob(z)).logsumexp(1) + math.log(cell)
-        bound = lagrangian_vae["importance_bound"](log_w, 5000)
-        torch.testing.assert_close(bound, exact, atol=0.08, rtol=0)
-
-
-def test_frechet_distance_of_gaussians(lagrangian_vae):
-    frechet = lagrangian_vae["frechet_distance"]
-    a = torch.randn(100_000, 3)
-    assert frechet(a, a) == pytest.approx(0, abs=1e-6)
-    shift = torch.tensor([1.0, -2.0, 0.5])
-    assert frechet(a, a + shift) == pytest.approx((shift**2).sum().item(), abs=1e-3)
-    # Covariances that do not commute: the trace of the root by its definition, through symmetric roots.
-    roots = torch.randn(2, 3, 3)
-    b, c = (a @ root for root in roots)
-
-    def root(s):
-        values, vectors = torch.linalg.eigh(s)
-        return vectors @ values.clamp(min=0).sqrt().diag() @ vectors.T
-
-    s_b, s_c = b.T.cov().double(), c.T.cov().double()
-    expected = ((b.mean(0) - c.mean(0)) ** 2).sum() + s_b.trace() + s_c.trace()
-    expected = expected - 2 * root(root(s_b) @ s_c @ root(s_b)).trace()
-    assert (s_b @ s_c - s_c @ s_b).abs().max() > 0.1
-    assert frechet(b, c) == pytest.approx(expected.item(), rel=1e-4)
+def test_the_judges_loss_reads_the_label_from_the_first_ten_columns(lagrangian_vae):
+    labels, images = torch.arange(6), torch.rand(6, 784)
+    judge = torch.nn.Linear(784, 10)
+    x = torch.cat([torch.nn.functional.one_hot(labels, 10), images], 1)
+    expected = torch.nn.functional.cross_entropy(judge(images), labels)
+    assert lagrangian_vae["cross_entropy"](judge, x).mean().item() == pytest.approx(expected.item())

@@ -5,27 +5,24 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-SIZES = [  # pixels, hidden, blocks, direct, masks
-    (2, 1, 0, True, [("natural", 0)]),
-    (4, 3, 1, False, [("natural", 0), ("random 1", 1), ("columns 2", 2)]),
-    (5, 40, 0, False, [("random 3", 0), ("random 3", 1), ("natural", 2)]),
-    (
-        9,
-        64,
-        1,
-        True,
-        [("rows 0", 0), ("rows 0 reversed", 0), ("columns 2", 2), ("natural reversed", 3)],
-    ),
-    (9, 64, 2, False, [("random 0", 0), ("natural", 1)]),
-    (9, 100, 2, True, [("random 7", 5), ("random 7", 6), ("random 8", 7)]),
+SIZES = [  # pixels, hidden, blocks, classes, masks
+    (2, 1, 0, 0, 1),
+    (4, 3, 1, 3, 3),
+    (5, 40, 0, 2, 2),
+    (9, 64, 1, 0, 4),
+    (9, 100, 2, 2, 2),
 ]
 each_size = pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}-{s[1]}x{s[2]}-{s[3]}")
 
 
-def build(made, pixels, hidden, blocks, direct, masks, scale=2.0):
-    """An untrained MADE in double precision, none of whose weights is zero."""
-    model = made["MADE"](masks, torch.linspace(0.05, 0.9, pixels), hidden, blocks, direct).double()
+def build(made, pixels, hidden, blocks, classes, masks, kind="MADE", scale=2.0):
+    """An untrained MADE in double precision, with random orderings, none of whose weights is zero."""
+    orders = torch.stack([torch.randperm(pixels) for _ in range(masks)])
+    mean = torch.linspace(0.05, 0.9, pixels)
+    degrees = [made["draw_degrees"](order, mean, hidden, k) for k, order in enumerate(orders)]
+    model = made[kind](orders, torch.stack(degrees), mean, blocks, classes).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=scale / math.sqrt(parameter.shape[-1]))
     return model
@@ -35,107 +32,117 @@ def every_image(pixels):
     return torch.tensor(list(itertools.product([0.0, 1.0], repeat=pixels)), dtype=torch.double)
 
 
+def each_class(model):
+    """None for a model without classes, else every class, one-hot."""
+    return list(torch.eye(model.classes).double()) or [None]
+
+
 @each_size
 def test_the_jacobian_is_strictly_triangular_in_the_order_of_the_visit(made, size):
     model = build(made, *size)
-    for k, order in enumerate(model.orders):
-        model.use(k)
-        slopes = torch.autograd.functional.jacobian(model.logits, torch.rand(size[0]).double())
-        slopes = slopes[order][:, order]
-        assert (slopes.triu() == 0).all()
+    for k, c in itertools.product(range(size[4]), each_class(model)):
+        order = model.places[k].argsort()
+        if c is None:
+            assert (made["jacobian"](model, k).triu() == 0).all()
         # Not only by its slope: another value of a later pixel changes nothing, to the last bit.
         x = (torch.rand(3, size[0]) < 0.5).double()
         for d in range(size[0]):
             y = x.clone()
             y[:, order[d:]] = 1 - y[:, order[d:]]
-            assert torch.equal(
-                model.logits(x)[:, order[: d + 1]], model.logits(y)[:, order[: d + 1]]
-            )
+            one, other = (model.logits(image, k, c)[:, order[: d + 1]] for image in (x, y))
+            assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("direct", [True, False])
 @pytest.mark.parametrize("blocks", [0, 1, 2])
-@pytest.mark.parametrize("ordering", ["natural", "random 4", "columns 5 reversed"])
-def test_a_wide_network_has_every_dependency_that_is_allowed(made, ordering, blocks, direct):
-    model = build(made, 9, 400, blocks, direct, [(ordering, 1)])
-    slopes = torch.autograd.functional.jacobian(model.logits, torch.rand(9).double())
-    slopes = slopes[model.orders[0]][:, model.orders[0]]
-    assert (slopes[torch.ones(9, 9).tril(-1).bool()] != 0).all()
+def test_a_wide_network_has_every_dependency_that_is_allowed(made, blocks):
+    model = build(made, 9, 400, blocks, 0, 2)
+    allowed = torch.ones(9, 9).tril(-1).bool()
+    assert all((made["jacobian"](model, k)[allowed] > 0).all() for k in (0, 1))
 
 
 @each_size
 def test_the_probabilities_of_all_images_sum_to_one(made, size):
-    """For each mask, for the mixtures, and for averaged conditionals where orderings agree."""
+    """For each mask and each class, and so for every mixture of them."""
     model = build(made, *size)
-    log_p = made["all_conditionals"](model, every_image(size[0]))  # [K, 2^D, D]
-    one = torch.ones(len(size[4])).double()
-    torch.testing.assert_close(log_p.sum(-1).exp().sum(-1), one)
-    torch.testing.assert_close(made["log_mixture"](log_p).exp().sum(-1), one)
-    if len({ordering for ordering, _ in size[4]}) == 1:
-        torch.testing.assert_close(made["log_averaged"](log_p).exp().sum(-1), one)
+    for k, c in itertools.product(range(size[4]), each_class(model)):
+        total = model.log_conditionals(every_image(size[0]), k, c).sum(1).exp().sum().item()
+        assert total == pytest.approx(1)
+    if size[4] == 4:  # averaging conditionals of different orderings is no likelihood
+        each = torch.stack([model.log_conditionals(every_image(size[0]), k) for k in range(4)])
+        assert abs((each.logsumexp(0) - math.log(4)).sum(1).exp().sum() - 1) > 0.01
 
 
-def test_averaged_conditionals_of_different_orderings_are_no_likelihood(made):
-    model = build(made, 9, 64, 2, True, [(f"random {seed}", 0) for seed in range(4)])
-    log_p = made["all_conditionals"](model, every_image(9))
-    total = made["log_averaged"](log_p)[-1].exp().sum()
+@pytest.mark.parametrize("pixels", [4, 9])
+def test_the_notebooks_check_sees_the_planted_fault(made, pixels):
+    model = build(made, pixels, 20, 1, 0, 1, kind="Leaky")
+    slopes = made["jacobian"](model)
+    assert (slopes.triu(1) == 0).all() and (slopes.diagonal()[:-1] > 0).all()
+    total = model.log_conditionals(every_image(pixels)).sum(1).exp().sum()
     assert abs(total - 1) > 0.01
 
 
-def test_score_is_each_mask_the_mixture_and_the_average(made):
-    model = build(made, *SIZES[5]).float()
-    x = (torch.rand(10, 9) < 0.5).float()
-    each, mixture, averaged = made["score"](model, x, 3)
-    with torch.no_grad():
-        expected = torch.stack([model.use(k).log_prob(x) for k in range(3)])
-    torch.testing.assert_close(each, expected)
-    torch.testing.assert_close(mixture[-1], expected.logsumexp(0) - math.log(3))
-    torch.testing.assert_close(averaged[0], expected[0])
+def test_the_class_reaches_every_unit_and_every_logit(made):
+    model = build(made, 9, 30, 1, 3, 2)
+    first, _, last, direct = model.masks(1)
+    assert first[:, :3].all() and direct[:, :3].all() and last.shape == (9, 30)
+    x = (torch.rand(5, 9) < 0.5).double()
+    one, other, _ = (model.logits(x, 1, c) for c in each_class(model))
+    assert (one != other).all()
+
+
+def test_the_classifier_is_bayes_rule(made):
+    """Against p(c | part of x) from the table of all p(x, c)."""
+    model, x = build(made, 6, 20, 1, 3, 1, scale=1.5), every_image(6)
+    joint = [model.log_conditionals(x, 0, c).sum(1).exp() / 3 for c in each_class(model)]  # p(x, c)
+    order = model.places[0].argsort()
+    for count in (6, 2):
+        known = order[:count]
+        same = (x[:, None, known] == x[None, :, known]).all(2).double()  # equal where known
+        summed = same @ torch.stack(joint, 1)
+        posterior = made["log_p_given_class"](model.double(), x, known).softmax(1)
+        torch.testing.assert_close(posterior, summed / summed.sum(1, keepdim=True))
 
 
 @each_size
-def test_the_fast_samplers_return_the_images_of_the_naive_one(made, size):
-    model = build(made, *size)
+def test_guess_and_correct_returns_the_images_of_the_naive_sampler(made, size):
+    model = build(made, *size[:3], 0, size[4])
     u = torch.rand(40, size[0]).double()
-    for k in range(len(size[4])):
-        naive = made["sample_naive"](model, k, u)
-        fixed_point, passes = made["sample_fixed_point"](model, k, u)
+    for k in range(size[4]):
+        naive = made["sample_naive"](model, u, k)
         assert set(naive.unique().tolist()) <= {0.0, 1.0}
-        assert torch.equal(naive, fixed_point) and passes <= size[0] + 1
-        assert torch.equal(naive, made["sample"](model, k, u))
+        assert torch.equal(naive, made["sample"](model, u, k).double())
 
 
-@pytest.mark.parametrize("k", [0, 1])
-def test_samples_are_as_frequent_as_they_are_probable(made, k):
-    model = build(made, 4, 16, 2, True, [("natural", 0), ("random 1", 1)], scale=1.5)
-    number = 40_000
-    samples = made["sample"](model, k, torch.rand(number, 4).double())
-    counts = (samples @ torch.tensor([8.0, 4.0, 2.0, 1.0]).double()).long().bincount(minlength=16)
+@pytest.mark.parametrize("classes", [0, 2])
+def test_samples_are_as_frequent_as_they_are_probable(made, classes):
+    model, number = build(made, 4, 16, 2, classes, 2, scale=1.5), 40_000
+    c = each_class(model)[-1]
+    u = torch.rand(number, 4).double()
+    samples = made["sample"](model, u, 1, None if c is None else c.expand(number, -1))
+    counts = (samples @ torch.tensor([8.0, 4, 2, 1]).to(samples)).long().bincount(minlength=16)
     with torch.no_grad():
-        expected = number * model.use(k).log_prob(every_image(4)).double().exp()
+        expected = number * model.log_conditionals(every_image(4), 1, c).sum(1).exp()
     chi_square = ((counts - expected) ** 2 / expected).sum()
     assert chi_square < 37.7  # the 99.9 % quantile for 15 degrees of freedom
 
 
-@pytest.mark.parametrize("ordering", ["rows 0", "columns 2 reversed", "natural"])
-def test_inpainting_keeps_what_is_known_and_draws_the_exact_conditional(made, ordering):
-    model = build(made, 9, 64, 2, True, [("random 9", 0), (ordering, 1)], scale=1.5)
-    n, number = 3, 40_000  # half of 3 × 3 is one row or one column
-    order = model.orders[1]
+@pytest.mark.parametrize("classes", [0, 2])
+def test_inpainting_keeps_what_is_known_and_draws_the_exact_conditional(made, classes):
+    model, number = build(made, 9, 64, 2, classes, 2, scale=1.5), 40_000
+    order, c = model.places[1].argsort(), each_class(model)[-1]
     known = torch.zeros(9, dtype=torch.bool)
-    known[order[:n]] = True
+    known[order[:3]] = True
     image = (torch.rand(9) < 0.5).double()
-    completed = made["complete"](
-        model, image.repeat(number, 1), known, torch.rand(number, 9).double()
-    )
-    assert torch.equal(completed[:, known], image[known].repeat(number, 1))
-    rest = order[n:]
+    given = None if c is None else c.expand(number, -1)
+    u = torch.rand(number, 9).double()
+    completed = made["sample"](model, u, 1, given, known, image.repeat(number, 1))
+    assert torch.equal(completed[:, known], image[known].repeat(number, 1).to(completed))
     candidates = image.repeat(64, 1)
-    candidates[:, rest] = every_image(6)
+    candidates[:, order[3:]] = every_image(6)
     with torch.no_grad():
-        conditional = model.use(1).log_prob(candidates).double().softmax(0)
-    powers = 2.0 ** torch.arange(5, -1, -1).double()
-    counts = (completed[:, rest] @ powers).long().bincount(minlength=64)
+        conditional = model.log_conditionals(candidates, 1, c).sum(1).softmax(0)
+    powers = 2.0 ** torch.arange(5, -1, -1).to(completed)
+    counts = (completed[:, order[3:]] @ powers).long().bincount(minlength=64)
     often = number * conditional > 5
     expected = number * conditional[often]
     chi_square = ((counts[often] - expected) ** 2 / expected).sum()
@@ -143,37 +150,49 @@ def test_inpainting_keeps_what_is_known_and_draws_the_exact_conditional(made, or
 
 
 def test_degrees_are_as_frequent_as_pixels_are_undecided(made):
-    mean = torch.tensor([0.0, 0.5, 0.1, 1.0, 0.5, 0.5])
-    order = made["make_ordering"]("random 3", 6)
-    degrees = made["draw_degrees"]("random 3", mean, 100_000, 0)
-    assert degrees.min() >= 1 and degrees.max() <= 5 and (degrees.diff() >= 0).all()
-    weight = made["entropy"](mean)[order][:5] + 1e-3
-    frequency = degrees.bincount(minlength=6)[1:] / len(degrees)
-    torch.testing.assert_close(frequency, weight / weight.sum(), rtol=0, atol=0.001)
+    mean, order = torch.tensor([0.0, 0.5, 0.1, 1.0, 0.5, 0.5]), torch.randperm(6)
+    for means in (mean, torch.full((6,), 0.5)):  # the second: uniform degrees
+        degrees = made["draw_degrees"](order, means, 100_000)
+        assert degrees.min() >= 1 and degrees.max() <= 5
+        weight = torch.distributions.Bernoulli(means).entropy()[order][:5] + 1e-3
+        frequency = degrees.bincount(minlength=6)[1:] / len(degrees)
+        torch.testing.assert_close(frequency, weight / weight.sum(), rtol=0, atol=0.001)
+    assert not degrees.equal(made["draw_degrees"](order, means, 100_000, seed=1))
 
 
-@pytest.mark.parametrize("name", ["natural", "random 1", "rows 2", "columns 3"])
-def test_an_ordering_and_its_reverse_share_no_weight(made, name):
-    """What one keeps the other cuts, but for units of equal degree and a pixel and itself."""
-    model = build(made, 16, 30, 1, True, [(name, 4), (f"{name} reversed", 4)])
-    assert model.orders[0].flip(0).equal(model.orders[1])
-    ones = torch.ones(16, 30).double()
-    torch.testing.assert_close(model.first.masks.sum(0), ones.T)
-    torch.testing.assert_close(model.last.masks.sum(0), ones)
-    torch.testing.assert_close(model.direct.masks.sum(0), 1 - torch.eye(16).double())
-    degrees = model.degrees[0]
-    equal = (degrees[:, None] == degrees).double()
-    for layer in (model.blocks[0].inner, model.blocks[0].outer):
-        torch.testing.assert_close(layer.masks.sum(0), 1 + equal)
+def test_the_loss_is_the_nll_of_the_next_mask_and_the_given_class(made):
+    model = build(made, 9, 64, 1, 2, 3).float()
+    images = 255 * (torch.rand(8, 9) < 0.5).to(torch.uint8)  # black and white: no coin to flip
+    c = F.one_hot(torch.arange(8) % 2)
+    for grey in (True, False):
+        loss = made["take_turns"](3, 2, grey)
+        for k in (0, 1, 2, 0):
+            expected = -model.log_conditionals(images / 255, k, c).sum(1)
+            torch.testing.assert_close(loss(model, torch.cat([255 * c, images], 1)), expected)
 
 
-def test_masks_take_turns_within_and_between_batches(made):
-    model = build(made, *SIZES[3]).float()
-    x = (torch.rand(8, 9) < 0.5).float()
-    loss = made["take_turns"](4, 2)
-    for k in (0, 2, 0):
-        expected = [-model.use(k + i).log_prob(part) for i, part in enumerate(x.chunk(2))]
-        torch.testing.assert_close(loss(model, x), torch.cat(expected))
+def test_grey_levels_as_targets_have_the_same_mean_and_less_variance(made):
+    model = build(made, 4, 16, 1, 0, 1).float()
+    grey = torch.tensor([[30, 100, 128, 240]], dtype=torch.uint8)
+    x = every_image(4).float()
+    weight = torch.distributions.Bernoulli(grey / 255).log_prob(x).sum(1).exp()
+    exact = -(weight * model.log_conditionals(x).sum(1)).sum()
+    draws = [made["take_turns"](1, grey=g)(model, grey.repeat(20_000, 1)) for g in (True, False)]
+    for draw in draws:
+        assert abs(draw.mean() - exact) < 4 * draw.std() / 20_000**0.5
+    assert draws[0].std() < 0.8 * draws[1].std()
+
+
+def test_images_are_distorted_one_by_one_at_first_and_never_at_the_end(made):
+    images = torch.zeros(6, 784, dtype=torch.uint8)
+    images.view(6, 28, 28)[:, 8:20, 8:20] = 255
+    distorted = made["distort"](images)
+    assert distorted.shape == (6, 784) and len(distorted.unique(dim=0)) == 6
+    model = build(made, 784, 10, 0, 0, 1).float()
+    loss = made["take_turns"](1, distorted=20)
+    exact = -model.log_conditionals(images / 255).sum(1)
+    different = [not torch.allclose(loss(model, images), exact) for _ in range(40)]
+    assert any(different[:10]) and not any(different[20:])
 
 
 def test_weights_decay_and_biases_do_not(made):
