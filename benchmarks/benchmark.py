@@ -167,13 +167,13 @@ def bench_made(device, only=None):
 
 def bench_lagrangian_vae(device, only=None):
     book = definitions(ROOT / "Lagrangian_VAE.ipynb")
-    book |= {"device": device, "KERNEL_VARIANCE": book["LATENT_DIM"] / 4}
-    loss, _ = book["dual"]("plain VAE")
+    book["device"] = device
 
     def network(images):
-        return book["VAE"](book["LATENT_DIM"], book["ENCODER"], book["DECODER"]).to(device)
+        prior = book["Mixture"](book["LATENT_DIM"], book["COMPONENTS"])
+        return book["VAE"](book["LATENT_DIM"], book["ENCODER"], book["DECODER"], prior).to(device)
 
-    bench_step("Lagrangian_VAE", book, network, loss, device, only)
+    bench_step("Lagrangian_VAE", book, network, book["lagrangian"]("-ELBO"), device, only)
 
 
 BENCHMARKS = {

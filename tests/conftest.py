@@ -15,7 +15,7 @@ from notebooks import definitions  # noqa: E402
 
 NOTEBOOKS = sorted(ROOT.glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-SMALL = {"DATASET": "digits", "EPOCHS": 2, "SHORT_EPOCHS": 1, "MANY_EPOCHS": 2, "COMMON_EPOCHS": 2}
+SMALL = {"DATASET": "digits", "EPOCHS": 2, "SHORT_EPOCHS": 1, "CONSTRAINED_EPOCHS": 2}
 SMALL |= {"COMPONENTS": 5, "K": 20, "HIDDEN": 32, "ENCODER": [32, 1], "DECODER": [32, 1]}
 
 
@@ -42,9 +42,7 @@ def made():
 
 @pytest.fixture(scope="session")
 def lagrangian_vae():
-    names = book("Lagrangian_VAE")
-    names["KERNEL_VARIANCE"] = names["LATENT_DIM"] / 4  # computed in a cell
-    return names
+    return book("Lagrangian_VAE")
 
 
 @pytest.fixture(autouse=True)

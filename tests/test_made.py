@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from conftest import ROOT
+from PIL import Image
 from torch.nn import functional as F
 
 SIZES = [  # pixels, hidden, blocks, classes, masks
@@ -204,3 +206,15 @@ def test_weights_decay_and_biases_do_not(made):
     shrunk = 1 - made["LEARNING_RATE"] * made["WEIGHT_DECAY"]
     for name, p in model.named_parameters():
         torch.testing.assert_close(p, before[name] * (shrunk if p.ndim > 1 else 1))
+
+
+@pytest.mark.document
+def test_the_animation_is_small_and_ends_with_the_digits_that_it_begins_with():
+    path = ROOT / "images" / "MADE-drawing.gif"
+    with Image.open(path) as animation:
+        pictures = []
+        for frame in (0, 1, animation.n_frames - 1):
+            animation.seek(frame)
+            pictures.append(animation.convert("L").tobytes())
+        assert animation.n_frames > 50 and path.stat().st_size < 1e6
+    assert pictures[0] == pictures[2] != pictures[1]

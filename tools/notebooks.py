@@ -22,7 +22,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
-QUICK = {"EPOCHS": 2, "SHORT_EPOCHS": 1, "MANY_EPOCHS": 2, "COMMON_EPOCHS": 2, "K": 50}
+QUICK = {"EPOCHS": 2, "SHORT_EPOCHS": 1, "CONSTRAINED_EPOCHS": 2, "K": 50}
 SHEETS = ("MNIST-VAE-latent_samples.png", "MADE-samples.png", "MNIST-lagVAE-latent_samples.png")
 
 
