@@ -1,5 +1,6 @@
 """The mathematics of Lagrangian_VAE.ipynb: the learned prior, the multiplier, MMD², the verdicts, the distances."""
 
+import itertools
 import math
 
 import pytest
@@ -10,8 +11,8 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 @pytest.fixture
 def prior(lagrangian_vae):
-    """A mixture of three Gaussians in three dimensions, in double precision, nothing of it special."""
-    mixture = lagrangian_vae["Mixture"](3, 3).double()
+    """A mixture of three Gaussians in three dimensions, nothing of it special."""
+    mixture = lagrangian_vae["Mixture"](3, 3)
     for parameter in mixture.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return mixture
@@ -33,22 +34,22 @@ def library(prior):
 
 
 def test_the_learned_prior_is_the_librarys_mixture_in_value_and_gradient(lagrangian_vae, prior):
-    z = torch.randn(5, 2, 3).double().requires_grad_()
+    z = torch.randn(5, 2, 3).requires_grad_()
     inputs = [z, *prior.parameters()]
     ours, theirs = prior.log_prob(z), library(prior).log_prob(z)
     torch.testing.assert_close(ours, theirs)
     gradients = [torch.autograd.grad(value.sum(), inputs) for value in (ours, theirs)]
-    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 def test_its_covariances_invert_the_precisions(prior):
     roots = prior.roots()
-    eye = torch.eye(3).double().expand(3, 3, 3)
-    torch.testing.assert_close(prior.gaussians()[2] @ (roots.mT @ roots), eye)
+    eye = torch.eye(3).expand(3, 3, 3)
+    torch.testing.assert_close(prior.gaussians()[2] @ (roots.mT @ roots), eye, rtol=0, atol=1e-4)
 
 
 def test_its_samples_have_the_moments_of_its_density(prior):
-    z = prior.sample((200_000,)).double()
+    z = prior.sample((200_000,))
     exact = library(prior)
     torch.testing.assert_close(z.mean(0), exact.mean, rtol=0, atol=0.03)
     torch.testing.assert_close(z.var(0), exact.variance, rtol=0.03, atol=0)
@@ -59,13 +60,13 @@ def test_its_samples_have_the_moments_of_its_density(prior):
 
 def test_mmd_is_the_mean_over_pairs_of_samples(lagrangian_vae, prior):
     """Against two samples, every pair in a loop, with the prior's part by many draws."""
-    z, u = torch.randn(6, 3).double(), prior.sample((3000,)).double()
+    z, u = torch.randn(6, 3), prior.sample((3000,))
 
     def mean_kernel(a, b, leave_out=False):
         k = torch.exp(-((a[:, None] - b) ** 2).sum(-1) / (2 * 0.7))
         return (k.sum() - len(a)) / (len(a) * (len(a) - 1)) if leave_out else k.mean()
 
-    pairs = [math.exp(-(a - b).square().sum() / 1.4) for a in z for b in z if a is not b]
+    pairs = [math.exp(-(a - b).square().sum() / 1.4) for a, b in itertools.permutations(z, 2)]
     assert mean_kernel(z, z, True).item() == pytest.approx(sum(pairs) / 30)
     expected = mean_kernel(z, z, True) - 2 * mean_kernel(z, u) + mean_kernel(u, u, True)
     result = lagrangian_vae["mmd"](z, prior.gaussians(), 0.7)
@@ -120,13 +121,13 @@ def test_the_loss_is_the_lagrangian_and_the_multiplier_moves_every_fifth_step(
 ):
     model, x = small
     multiplier = lagrangian_vae["Multiplier"](10.0, 0.5)
-    loss, values = lagrangian_vae["lagrangian"](f, multiplier), []
+    loss, values = lagrangian_vae["lagrangian"](f, multiplier, torch.zeros(60)), []
     for step in range(10):
         before = multiplier.value
         torch.manual_seed(step)
         if step % 5 == 0:
             torch.randperm(60)
-            lagrangian_vae["evaluate"](model, x)
+            lagrangian_vae["held_out_terms"](model, x)
         distortion, rate, _ = lagrangian_vae["terms"](model, x)
         torch.manual_seed(step)
         value = loss(model, x)
@@ -156,8 +157,8 @@ def test_constraint_and_verdict_use_the_same_arithmetic(lagrangian_vae, small):
     [
         ([90.9, 90.7], 0.8, -0.1, "met, active"),
         ([85.0, 84.9], 0.001, -5.9, "met, slack"),
-        ([95.0, 92.0], 3.0, 1.2, "violated"),
-        ([99.0, 93.0], 20.0, 2.2, "too slow"),
+        ([95.0, 92.0], 3.0, 1.2, "violated, λ below its cap"),
+        ([99.0, 93.0], 20.0, 2.2, "violated, λ at its cap"),
         ([88.0, 87.9], 20.0, 10.0, "INFEASIBLE"),
     ],
 )
