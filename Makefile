@@ -2,6 +2,7 @@
 PYTHON ?= python3
 NOTEBOOKS ?=
 DATASET ?= MNIST
+BENCH ?=
 VENV := .venv/bin/python
 # Without an NVIDIA driver on Linux, PyTorch's builds for CPUs: 4 GB less. `make CPU=` takes the registry's.
 CPU ?= $(shell [ "$$(uname)" = Linux ] && [ ! -e /proc/driver/nvidia ] && ! command -v nvidia-smi >/dev/null && echo 1)
@@ -24,8 +25,8 @@ test: .venv/dev.stamp ## lint, and run the tests
 	$(VENV) -m ruff format --check .
 	$(VENV) -m pytest
 
-bench: .venv/run.stamp ## speed and memory against the textbook way, measured in one run
-	$(VENV) benchmarks/benchmark.py
+bench: .venv/run.stamp ## race other people's recipes for the same time; BENCH=--growth shows how cost grows
+	$(VENV) benchmarks/benchmark.py $(BENCH)
 
 format: .venv/dev.stamp ## format the code, the notebooks' cells included
 	$(VENV) -m ruff check --fix .

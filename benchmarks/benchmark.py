@@ -1,193 +1,267 @@
-"""Speed and memory of each notebook's training, against the textbook loop and against the machine: `make bench`.
+"""Nats after the same seconds, ours and other people's recipes, and how cost grows: `make bench`.
 
-The textbook loop is the one of most tutorials: a DataLoader over torchvision's data set with ToTensor, float32, a plain
-Adam, `loss.item()` at every step. Network, batch size, objective and images are the notebook's. The two take turns, so
-that a machine whose speed drifts favours neither.
+Each training is a process of its own, one at a time, with seed 0, on the same 50,000 images; its watch stops while the
+model is scored. Ours are the notebooks' own functions. The recipes are written anew in float32, with their authors'
+networks, optimisers and batch sizes, on images binarised afresh at each step, without worker processes. NLL of a VAE:
+K = 100, 2,000 random images; all else is of all 10,000. GFLOP/s count the matrix products of our training steps.
 """
 
-import contextlib
+import argparse
+import math
+import multiprocessing
 import os
-import platform
-import re
 import resource
-import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
+from torch import nn
+from torch.nn.functional import linear, relu
+from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets, transforms
+from torchvision.ops import MLP
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 from notebooks import definitions  # noqa: E402
 
-ROUNDS = 5
-torch.distributions.Distribution.set_default_validate_args(False)  # as the notebooks do
+device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def seconds(run, device):
-    """Wall time of run(), work queued on an accelerator included."""
-    wait = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
-    wait()
-    start = time.perf_counter()
-    run()
-    wait()
-    return time.perf_counter() - start
+class Watch:
+    """Seconds of training and, at times in a ratio of 1.6 and in the end, the nats of the model."""
+
+    def __init__(self, score, limit):
+        self.score, self.limit, self.due = score, limit, 2.0
+        self.spent, self.epochs, self.operations, self.points = 0.0, 0, 0, []
+
+    def go(self):
+        torch.accelerator.synchronize() if device.type != "cpu" else None  # queued work counts
+        self.start = time.perf_counter()
+
+    def __call__(self, model, last=False):
+        """Look at the watch after a step or an epoch: is the time over?"""
+        before = self.start
+        self.go()
+        self.spent += self.start - before
+        if last or self.spent >= self.due:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                self.points.append((self.spent, self.score(model)))
+            self.due = 1.6 * self.spent
+            self.go()
+        return self.spent >= self.limit
 
 
-def product_rate(device, dtype, size=2048):
-    """The machine's matrix-product rate in FLOP/s: the best of ten products of two size × size matrices."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    a @ b
-    return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(10))
-
-
-def textbook_epoch(model, loss, loader, device):
-    """One epoch of the textbook loop with `loss(model, x)`, nats [B]."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    total = 0.0
-    for images, _ in loader:
-        nats = loss(model, torch.bernoulli(images.flatten(1).to(device))).mean()
-        optimizer.zero_grad()
-        nats.backward()
-        optimizer.step()
-        total += nats.item()
-    return total
-
-
-def own_peak():
-    """This process's peak memory in bytes."""
-    with contextlib.suppress(OSError):  # on Linux, where ru_maxrss would begin at the parent's
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def peak_memory(name, loop):
-    """Peak memory in bytes of one epoch in a process of its own; loop is "notebook" or "textbook"."""
-    command = [sys.executable, __file__, name, loop]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def bench_step(name, book, network, loss, device, only=None):
-    """One epoch of the notebook's loop and one of the textbook's, in turns.
-
-    With only="notebook" or "textbook" one epoch of that loop, and its peak memory on stdout.
-    """
-    images = book["load_images"]("MNIST", ROOT / "data")[0][0].to(device)
-    batch_size = book["BATCH_SIZE"]
-    files = datasets.MNIST(ROOT / "data", train=True, transform=transforms.ToTensor())
-    loader = DataLoader(Subset(files, range(len(images))), batch_size=batch_size, shuffle=True)
-
-    def notebook_epoch():
-        model = network(images)
-        optimizer = torch.optim.AdamW(model.parameters(), book["LEARNING_RATE"], fused=True)
-        with contextlib.redirect_stdout(open(os.devnull, "w")):  # without the progress bar
-            book["train"](model, loss, images, 1, batch_size, optimizer, lambda model: {}, [])
-
-    loops = {
-        "notebook": notebook_epoch,
-        "textbook": lambda: textbook_epoch(network(images), loss, loader, device),
-    }
-    if only:
-        loops[only]()
-        return print(own_peak())
+def train(book, watch, model, loss, epochs, optimizer, **options):
+    """The notebook's own loop."""
+    images, size = book["images"], book["BATCH_SIZE"]
+    look = {"measure": lambda model: {"over": watch(model)}, "history": []}
+    book["train"](model, loss, images, epochs, size, optimizer, **look, **options)
+    watch(model)
     with FlopCounterMode(display=False) as counter:
-        loss(network(images), book["binarise"](images[:batch_size])).mean().backward()
-    dtype = torch.bfloat16 if book["has_bfloat16"]() else torch.float32
-    rows = [
-        [*(seconds(loop, device) for loop in loops.values()), product_rate(device, dtype)]
-        for _ in range(ROUNDS)
-    ]
-    ours, textbook, rate = (statistics.median(column) for column in zip(*rows, strict=True))
-    steps, flops = len(images) // batch_size, counter.get_total_flops()
-    ratios = [row[1] / row[0] for row in rows]
-    memory = [peak_memory(name, loop) / 1e9 for loop in loops]
-    print(f"\n{name}, batch size {batch_size}, {steps} steps an epoch; median of {ROUNDS} rounds")
-    print(
-        f"notebook           {1000 * ours / steps:8.2f} ms a step, peak memory {memory[0]:.2f} GB"
-    )
-    print(f"textbook loop      {1000 * textbook / steps:8.2f} ms a step, {memory[1]:.2f} GB")
-    low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
-    print(f"textbook / notebook{middle:8.2f}   (from {low:.2f} to {high:.2f})")
-    print(
-        f"share              {flops * steps / ours / rate:8.0%} of the matrix-product rate,",
-        end=" ",
-    )
-    print(f"{rate / 1e9:.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}")
+        for _ in range(5):  # a multiplier takes a step with every fifth
+            loss(model, book["binarise"](images[:size])).mean().backward()
+    watch.operations += counter.get_total_flops() * epochs * len(images) // size // 5
+    watch.epochs += epochs
+    watch.go()
+    return model
 
 
-def bench_basic_vae(device, only=None):
-    book = definitions(ROOT / "Basic_VAE.ipynb")
-    book["device"] = device
-
-    def network(images):
-        return book["VAE"](book["LATENT_DIM"], book["ENCODER"], book["DECODER"]).to(device)
-
-    bench_step("Basic_VAE", book, network, book["importance_weighted"], device, only)
+def basic_vae(book, watch):
+    model = book["VAE"](book["LATENT_DIM"], book["ENCODER"], book["DECODER"]).to(device)
+    loss, optimizer = book["importance_weighted"], book["adamw"](model)
+    return train(book, watch, model, loss, book["EPOCHS"], optimizer)
 
 
-def bench_made(device, only=None):
-    book = definitions(ROOT / "MADE.ipynb")
-    book["device"] = device
-    order = torch.arange(784)
+def made(book, watch):
+    order, mean = torch.arange(784), book["images"].float().mean(0) / 255
+    degrees = book["draw_degrees"](order, mean, book["HIDDEN"])
+    model = book["MADE"](order[None], degrees[None], mean, book["BLOCKS"]).to(device)
+    steps = book["EPOCHS"] * len(book["images"]) // book["BATCH_SIZE"]
+    loss = book["take_turns"](1, distorted=book["DISTORTED"] * steps)
+    optimizer = book["adamw"](model)
+    return train(book, watch, model, loss, book["EPOCHS"], optimizer, noise=nn.Identity())
 
-    def network(images):
-        mean = images.float().mean(0) / 255
-        degrees = book["draw_degrees"](order, mean, book["HIDDEN"])
-        return book["MADE"](order[None], degrees[None], mean, book["BLOCKS"]).to(device)
+
+def lagrangian_vae(book, watch):
+    """The plain model, then the one with maximal information."""
+    prior = book["Mixture"](book["LATENT_DIM"], book["COMPONENTS"])
+    model = book["VAE"](book["LATENT_DIM"], book["ENCODER"], book["DECODER"], prior).to(device)
+    options = {"betas": (0.9, 0.99), "fused": True}
+    optimizer = torch.optim.AdamW(model.parameters(), book["LEARNING_RATE"], **options)
+    train(book, watch, model, book["lagrangian"]("-ELBO"), book["EPOCHS"], optimizer)
+    baseline = book["held_out_terms"](model, book["validation_x"]).sum(0)
+    multiplier = book["Multiplier"](book["EPSILON"] - book["MARGIN"])
+    loss = book["lagrangian"]("distortion", multiplier, baseline)
+    optimizer = torch.optim.AdamW(model.parameters(), book["CONSTRAINED_RATE"], **options)
+    return train(book, watch, model, loss, book["CONSTRAINED_EPOCHS"], optimizer, final=0.05)
+
+
+def follow(book, watch, model, loss, batch_size, files, *optimizers):
+    """The recipes' loop, over torchvision's files behind a DataLoader or over images in memory."""
+    images = book["images"].float() / 255
+    mnist = datasets.MNIST(ROOT / "data", transform=transforms.ToTensor())
+    loader = DataLoader(Subset(mnist, range(len(images))), batch_size, shuffle=True)
+    watch.go()
+    while True:
+        rows = torch.randperm(len(images), device=device).split(batch_size)
+        for batch in loader if files else rows:
+            x = batch[0].flatten(1).to(device) if files else images[batch]
+            nats = loss(model, (torch.rand_like(x) < x).float()).mean()
+            model.zero_grad()
+            nats.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            watch.epochs += len(x) / len(images)
+            if watch(model):
+                return model
+
+
+def examples(book, watch):
+    """github.com/pytorch/examples, vae/main.py, but for log σ in the place of log σ²."""
+    model = book["VAE"](20, (1, 0), (1, 0))
+    model.encoder, model.decoder = MLP(784, [400, 40]), MLP(20, [400, 784])
+    optimizer = torch.optim.Adam(model.to(device).parameters(), 1e-3)
+    return follow(book, watch, model, book["closed_form"], 128, True, optimizer)
+
+
+def one_hidden_layer(book, watch, hidden, batch_size, files, decay):
+    """A MADE with ReLU, uniform degrees, a random ordering; masks are computed once.
+
+    github.com/karpathy/pytorch-made, run.py, whose learning rate would fall after 45 epochs, and
+    github.com/EugenHotaj/pytorch-generative, made.py.
+    """
+    d, m = torch.randperm(784, device=device), torch.randint(783, (hidden,), device=device)
+    first, last = (m[:, None] >= d).float(), (d[:, None] > m).float()
+    model = MLP(784, [hidden, 784])
+    optimizer = torch.optim.Adam(model.to(device).parameters(), 1e-3, weight_decay=decay)
+
+    def logits(x, k=0, c=None):
+        h = relu(linear(x, model[0].weight * first, model[0].bias))
+        return linear(h, model[3].weight * last, model[3].bias)
+
+    model.logits = logits
+    loss = lambda model, x: -book["log_conditionals"](model, x).sum(1)  # noqa: E731
+    return follow(book, watch, model, loss, batch_size, files, optimizer)
+
+
+def lagvae(book, watch):
+    """github.com/ermongroup/lagvae: least distortion, −ELBO <= 90.8 (our bound) and 1e4 MMD² <= 5."""
+    model = book["VAE"](64, (1, 0), (1, 0))
+    model.encoder = MLP(784, [1024, 1024, 128], activation_layer=nn.Softplus)
+    model.decoder = MLP(64, [1024, 1024, 784], activation_layer=nn.Softplus)
+    for name, parameter in model.named_parameters():  # as TensorFlow's dense layers begin
+        (nn.init.xavier_uniform_ if "weight" in name else nn.init.zeros_)(parameter)
+    descent = torch.optim.Adam(model.to(device).parameters(), 1e-4, betas=(0.5, 0.999))
+    model.prices = nn.Parameter(torch.ones(2, device=device))
+    ascent = torch.optim.RMSprop([model.prices], 1e-4, alpha=0.9, maximize=True)
+
+    def kernel(a, b):
+        return torch.exp(-(torch.cdist(a, b) ** 2) / 64**2).mean()
 
     def loss(model, x):
-        return -model.log_conditionals(x).sum(1)
+        q = model.q(x)
+        z = q.rsample()
+        distortion = -model.p(z).log_prob(x)
+        excess = distortion + q.log_prob(z) - model.prior().log_prob(z) - book["EPSILON"]
+        u = torch.randn_like(z)
+        mmd = 1e4 * (kernel(z, z) + kernel(u, u) - 2 * kernel(z, u)) - 5
+        model.prices.data.clamp_(1e-3, 100)
+        return distortion + model.prices[0] * excess + model.prices[1] * mmd
 
-    bench_step("MADE", book, network, loss, device, only)
-    if only:
-        return
-
-    images = book["load_images"]("MNIST", ROOT / "data")[0][0][:5000].to(device)
-    model = network(images)
-    with contextlib.redirect_stdout(open(os.devnull, "w")):  # trained a little, for strokes
-        book["train"](model, loss, images, 2, 100, book["adamw"](model), lambda model: {}, [])
-    u = torch.rand(100, 784, device=device)
-    naive, sample = book["sample_naive"], book["sample"]
-    assert torch.equal(naive(model, u), sample(model, u))
-    ratios = [
-        seconds(lambda: naive(model, u), device) / seconds(lambda: sample(model, u), device)
-        for _ in range(ROUNDS)
-    ]
-    middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
-    print(f"\nMADE, 100 samples, identical images; median of {ROUNDS} rounds")
-    print(f"784 passes / guess and correct {middle:.1f}   (from {low:.1f} to {high:.1f})")
+    return follow(book, watch, model, loss, 250, False, descent, ascent)
 
 
-def bench_lagrangian_vae(device, only=None):
-    book = definitions(ROOT / "Lagrangian_VAE.ipynb")
-    book["device"] = device
-
-    def network(images):
-        prior = book["Mixture"](book["LATENT_DIM"], book["COMPONENTS"])
-        return book["VAE"](book["LATENT_DIM"], book["ENCODER"], book["DECODER"], prior).to(device)
-
-    bench_step("Lagrangian_VAE", book, network, book["lagrangian"]("-ELBO"), device, only)
-
-
-BENCHMARKS = {
-    "Basic_VAE": bench_basic_vae,
-    "MADE": bench_made,
-    "Lagrangian_VAE": bench_lagrangian_vae,
+RACES = {  # what trains, and its further arguments
+    "Basic_VAE": {"ours": (basic_vae,), "pytorch/examples": (examples,)},
+    "MADE": {
+        "ours": (made,),
+        "karpathy/pytorch-made": (one_hidden_layer, 500, 100, False, 1e-4),
+        "EugenHotaj/pytorch-generative": (one_hidden_layer, 8000, 64, True, 0),
+    },
+    "Lagrangian_VAE": {"ours": (lagrangian_vae,), "ermongroup/lagvae": (lagvae,)},
 }
+SHARES = (1, 1), (0.2, 1), (0.1, 1)  # of the epochs, of the width
+GROWTH = (0.25, 1), (0.5, 1), (1, 1), (2, 1), (1, 0.25), (1, 0.5), (1, 2)
+
+
+def score(book, model, x):
+    """Of binary images x [N, D], what the notebook has a function for."""
+    if "log_p" in book:
+        return {"NLL": -book["log_p"](model, x).mean().item()}
+    if "evaluate" in book:
+        return book["evaluate"](model, x)
+    log_ws = book["log_weights"](model, x[torch.randperm(len(x))[:2000]], 100)
+    bound = book["importance_bound"]
+    return {"NLL": -bound(log_ws, 100).mean().item(), "-ELBO": -bound(log_ws, 1).mean().item()}
+
+
+def run(notebook, racer, share, width, limit, part):
+    """One training: its points (seconds, nats), the rate of operations, and peak memory (of Linux)."""
+    sys.stdout = open(os.devnull, "w")  # no progress bars
+    torch.distributions.Distribution.set_default_validate_args(False)  # as the notebooks do
+    book = definitions(ROOT / f"{notebook}.ipynb")
+    parts = [images for images, _ in book["load_images"]("MNIST", ROOT / "data")]
+    fixed = torch.Generator().manual_seed(2026)
+    for name, images in zip(("test_x", "validation_x"), parts[:0:-1], strict=True):
+        book[name] = book["binarise"](images, fixed).to(device)
+    book |= {"device": device, "images": parts[0].to(device)}
+    for name, factor in (("EPOCHS", share), ("CONSTRAINED_EPOCHS", share), ("HIDDEN", width)):
+        book[name] = max(1, round(factor * book.get(name, 0)))
+    for name in ("ENCODER", "DECODER"):
+        book[name] = [round(width * book[name][0]), book[name][1]] if name in book else None
+    torch.manual_seed(0)
+    watch = Watch(lambda model: score(book, model, book[part]), limit)
+    watch.go()
+    racer, *arguments = RACES[notebook][racer]
+    watch(racer(book, watch, *arguments), last=True)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB
+    return watch.points, watch.epochs, watch.operations / watch.spent, memory / 1e6
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--growth", action="store_true", help="ours, with other epochs and widths")
+    parser.add_argument("--share", type=float, default=1.0, help="of the notebooks' epochs, to try")
+    options = parser.parse_args()
+    part = "validation_x" if options.growth else "test_x"
+    print(f"{part}; {torch.get_num_threads()} threads, {device}, torch {torch.__version__}")
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(2048, 2048, device=device, dtype=dtype)
+        timer = Timer("a @ a", globals={"a": a}, num_threads=torch.get_num_threads())
+        print(f"{dtype}: {2 * 2048**3 / timer.blocked_autorange().median / 1e9:.0f} GFLOP/s")
+    print("notebook | recipe | epochs | width | seconds | nats | GFLOP/s | peak memory, GB")
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    for axis, (notebook, racers) in zip(axes, RACES.items(), strict=True):
+        jobs, limit = [("ours", *job) for job in (GROWTH if options.growth else SHARES)], math.inf
+        jobs += [(name, 1, 1) for name in racers if name != "ours" and not options.growth]
+        for name, share, width in jobs:
+            job = (notebook, name, options.share * share, width, limit, part)
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                points, epochs, operations, memory = pool.apply(run, job)
+            limit = min(limit, points[-1][0]) if share == 1 else limit  # the whole of ours
+            seconds, values = points[-1]
+            nats = ", ".join(f"{key} {value:.2f}" for key, value in values.items())
+            row = f"{notebook} | {name} | {epochs:.0f} | {width:g} | {seconds:.1f} | {nats}"
+            print(f"{row} | {operations / 1e9:.0f} | {memory:.2f}", flush=True)
+            key = "NLL" if "NLL" in values else "-ELBO"
+            path = [[time for time, _ in points], [values[key] for _, values in points]]
+            label = f"{name}, {epochs:.0f} epochs"
+            axis.plot(*path, "o-" if name == "ours" else "s--", label=label)
+        if key == "-ELBO":
+            axis.axhline(90.8, color="black", linestyle=":", label="bound")
+        labels = {"title": f"{notebook}: {key}", "xlabel": "seconds", "ylabel": "nats"}
+        axis.set(xscale="log", ylim=(80, 125), **labels)
+        axis.legend()
+    if not options.growth and options.share == 1:
+        figure.savefig(ROOT / "benchmarks" / "race.png", metadata={"Software": None})
+
 
 if __name__ == "__main__":
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    if len(sys.argv) > 1:
-        BENCHMARKS[sys.argv[1]](device, only=sys.argv[2])
-    else:
-        print(f"{platform.machine()}, {torch.get_num_threads()} threads, {device};", end=" ")
-        print(f"Python {platform.python_version()}, torch {torch.__version__}", flush=True)
-        for bench in BENCHMARKS.values():
-            bench(device)
+    main()

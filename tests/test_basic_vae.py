@@ -16,9 +16,7 @@ def model(vae):
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-        network.encoder[-1].weight.mul_(
-            0.1
-        )  # a guess about as wide as the prior: it covers the posterior
+        network.encoder[-1].weight.mul_(0.1)  # a guess as wide as the prior covers the posterior
         network.encoder[-1].bias.mul_(0.5)
     return network
 
@@ -35,10 +33,8 @@ def guess(model, x):
 
 
 def gradient(loss, module):
-    parameters = list(module.parameters())
-    return torch.cat(
-        [g.flatten() for g in torch.autograd.grad(loss, parameters, retain_graph=True)]
-    )
+    gradients = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True)
+    return torch.cat([g.flatten() for g in gradients])
 
 
 def test_pixels_are_the_librarys_bernoulli(vae):
@@ -80,11 +76,8 @@ def by_definition(model, x, k, seed):
     z = q.rsample((k,))
     fixed = Independent(Normal(q.mean.detach(), q.stddev.detach()), 1)
     leaf = z.detach().requires_grad_()
-    log_w = (
-        Independent(Bernoulli(logits=model.decoder(leaf)), 1).log_prob(x)
-        + Normal(0.0, 1.0).log_prob(leaf).sum(-1)
-        - fixed.log_prob(leaf)
-    )
+    log_p = Independent(Bernoulli(logits=model.decoder(leaf)), 1).log_prob(x)
+    log_w = log_p + Normal(0.0, 1.0).log_prob(leaf).sum(-1) - fixed.log_prob(leaf)
     weight = (log_w.exp() / log_w.exp().sum(0)).detach()
     (by_z,) = torch.autograd.grad(log_w.sum(), leaf, retain_graph=True)  # d log w_j / d z_j
     encoder = gradient((weight[..., None] ** 2 * by_z * z).sum(), model.encoder)

@@ -35,9 +35,7 @@ STARTED = "() => [...document.querySelectorAll('.jp-InputPrompt')].some(p => /[\
 
 @pytest.fixture(scope="module")
 def page():
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="no Playwright: pip install playwright"
-    )
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the PATH")
@@ -45,9 +43,8 @@ def page():
         chromium = p.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page = chromium.new_page(viewport={"width": 1280, "height": 1000})
         # Whatever JupyterLab asks when it starts (which kernel, say), its own proposal is right.
-        page.add_locator_handler(
-            page.locator(".jp-Dialog"), lambda dialog: dialog.locator(".jp-mod-accept").click()
-        )
+        dialog = page.locator(".jp-Dialog")
+        page.add_locator_handler(dialog, lambda it: it.locator(".jp-mod-accept").click())
         yield page
         chromium.close()
 
@@ -98,11 +95,10 @@ def test_every_formula_renders(path, lab, page):
     formulas = sum(len(re.findall(r"\$\$.+?\$\$|\$.+?\$", text, flags=re.S)) for text in markdown)
     page.goto(f"{lab}/{path.name}?reset&token=reader")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
-    page.wait_for_function(
-        f"() => document.querySelectorAll('.jp-MarkdownOutput mjx-container').length >= {formulas}",
-        timeout=30_000,
-    )
-    assert page.locator(".jp-MarkdownOutput mjx-container").count() == formulas
+    rendered = ".jp-MarkdownOutput mjx-container"
+    all_of_them = f"() => document.querySelectorAll('{rendered}').length >= {formulas}"
+    page.wait_for_function(all_of_them, timeout=30_000)
+    assert page.locator(rendered).count() == formulas
     assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
     assert page.evaluate(LEFT_OVER) == page.evaluate(UNKNOWN) == []
 

@@ -4,8 +4,11 @@ import math
 import struct
 
 import matplotlib.pyplot as plt
+import numpy
 import pytest
 import torch
+from PIL import Image
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 FILES = {
     "train-images-idx3-ubyte": (60_000, 28, 28),
@@ -52,10 +55,9 @@ def test_files_that_are_there_are_read_and_split(vae, raw):
 @pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "not an image"])
 @pytest.mark.parametrize("file", FILES)
 def test_whatever_is_wrong_one_message_names_folder_and_remedies(vae, raw, damage, file):
-    content = (raw / file).read_bytes()
-    content = {"truncated": content[:-1], "empty": b"", "not an image": b"<htm" + content[4:]}.get(
-        damage
-    )
+    whole = (raw / file).read_bytes()
+    damaged = {"truncated": whole[:-1], "empty": b"", "not an image": b"<htm" + whole[4:]}
+    content = damaged.get(damage)  # None: missing
     (raw / file).unlink() if content is None else (raw / file).write_bytes(content)
     with pytest.raises(RuntimeError) as error:
         vae["load_images"]("KMNIST", raw.parent.parent)
@@ -89,12 +91,11 @@ class Coin(torch.nn.Module):
         return -torch.distributions.Bernoulli(logits=self.logit).log_prob(x).sum(-1)
 
 
-def train_coin(names, epochs=3, loss=None, measure=lambda model: {}, history=None, **rate):
+def train_coin(names, epochs=3, loss=Coin.loss, measure=lambda model: {}, history=None, **rate):
     torch.manual_seed(1)
     model, history = Coin(), [] if history is None else history
     optimizer = torch.optim.AdamW(model.parameters(), 0.2)
     images = torch.full((400, 5), 51, dtype=torch.uint8)  # a fifth of 255
-    loss = loss or (lambda model, x: model.loss(x))
     names["train"](model, loss, images, epochs, 20, optimizer, measure, history, **rate)
     return model, history
 
@@ -104,10 +105,8 @@ def test_training_finds_the_minimum_and_repeats(vae):
     assert model.logit.sigmoid().item() == pytest.approx(0.2, abs=0.02)
     entropy = -5 * (0.2 * math.log(0.2) + 0.8 * math.log(0.8))
     assert [list(row) for row in history] == [["loss", "p"]] * 8
-    assert (
-        history[-1]["loss"] == pytest.approx(entropy, rel=0.05)
-        and history[0]["loss"] > history[-1]["loss"]
-    )
+    assert history[-1]["loss"] == pytest.approx(entropy, rel=0.05)
+    assert history[0]["loss"] > history[-1]["loss"]
     assert history[-1]["p"] == model.logit.sigmoid().item()  # measured after the epoch
     assert train_coin(vae, 8, measure=lambda m: {"p": m.logit.sigmoid().item()})[1] == history
 
@@ -125,9 +124,8 @@ def test_the_learning_rate_ends_where_it_should(vae, final):
     images = torch.full((400, 5), 51, dtype=torch.uint8)  # a fifth of 255
     vae["train"](model, loss, images, 5, 20, optimizer, lambda model: {}, [], final=final)
     assert len(rates) == 100 and max(rates) == pytest.approx(0.2)
-    assert rates[0] == pytest.approx(0.2 / 25) and rates[-1] == pytest.approx(
-        0.2 * final, rel=0.05, abs=1e-6
-    )
+    assert rates[0] == pytest.approx(0.2 / 25)
+    assert rates[-1] == pytest.approx(0.2 * final, rel=0.05, abs=1e-6)
 
 
 def test_a_loss_that_is_not_finite_is_named_with_its_epoch(vae):
@@ -179,23 +177,56 @@ def test_a_sheet_has_every_image_in_its_place_enlarged_by_whole_dots(vae):
         y, x = 2 + 30 * (i // 3), 2 + 30 * (i % 3)
         assert torch.equal(sheet[y : y + 28, x : x + 28], image.view(28, 28))
     plt.gcf().canvas.draw()
-    box = axis.get_window_extent()
-    assert (box.width, box.height) == pytest.approx(
-        (2 * sheet.shape[1] * axis.figure.dpi / 110, 2 * sheet.shape[0] * axis.figure.dpi / 110)
-    )
+    box, scale = axis.get_window_extent(), 2 * axis.figure.dpi / 110
+    assert (box.height, box.width) == pytest.approx([scale * size for size in sheet.shape])
     assert [label.get_text() for label in axis.get_yticklabels()] == ["first", "second"]
     plt.close()
 
 
-@pytest.mark.parametrize(("dataset", "folder"), [("MNIST", "images"), ("digits", "images/digits")])
-def test_figures_are_the_same_bytes_each_time(vae, tmp_path, monkeypatch, dataset, folder):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(vae, "DATASET", dataset)
-    contents = []
+def test_figures_and_animations_are_the_same_bytes_each_time(vae, tmp_path, monkeypatch):
+    monkeypatch.setitem(vae, "folder", tmp_path)
+    sheets, contents = torch.rand(5, 16, 784), []
     for _ in range(2):
-        plt.figure()
         plt.plot([0, 1])
         vae["save"]("line")
         plt.close()
-        contents.append((tmp_path / folder / "line.png").read_bytes())
-    assert contents[0] == contents[1] and b"matplotlib" not in contents[0].lower()
+        vae["save_loop"]("loop", sheets)
+        contents.append([(tmp_path / name).read_bytes() for name in ("line.png", "loop.gif")])
+    assert contents[0] == contents[1] and b"matplotlib" not in contents[0][0].lower()
+    with Image.open(tmp_path / "loop.gif") as loop:
+        assert loop.n_frames == 5 and loop.info["loop"] == 0 and loop.info["duration"] == 80
+        loop.seek(3)
+        corner = numpy.array(loop.convert("L"))[2:58, 2:58]
+    large = sheets[3, 0].view(28, 28).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert (corner == 17 * (15 - 15 * large).round().numpy()).all()
+
+
+def test_no_function_mixes_devices(vae, made, lagrangian_vae, monkeypatch):
+    """On a pretended GPU: tensors without values, which know their device and refuse another's."""
+    monkeypatch.setitem(lagrangian_vae, "device", torch.device("cuda"))
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            x, z, u = torch.rand(6, 784), torch.rand(6, 3), torch.rand(6, 784)
+            plain = vae["VAE"](3, (8, 1), (8, 1))
+            prior = lagrangian_vae["Mixture"](3, 2)
+            learned = lagrangian_vae["VAE"](3, (8, 1), (8, 1), prior)
+            masks = torch.arange(784).expand(2, 784), torch.arange(1, 9).expand(2, 8), x[0]
+            masked, c = made["MADE"](*masks, 1, 2), torch.rand(6, 2)
+        results = [vae["closed_form"](plain, x), vae["importance_weighted"](plain, x, 2)]
+        results += [*vae["encode"](plain, x), vae["decode"](plain, z), vae["binarise"](x)]
+        for model in (plain, learned):
+            log_ws = vae["log_weights"](model, x, 4)
+            results += [log_ws, vae["importance_bound"](log_ws, 2), model.prior().sample((5,))]
+            results += [
+                *lagrangian_vae["terms"](model, x),
+                lagrangian_vae["held_out_terms"](model, x),
+            ]
+        for gaussians in (prior.gaussians(), lagrangian_vae["standard"](3)):
+            results.append(lagrangian_vae["mmd"](z, gaussians, 1.0))
+        results += [made["log_p"](masked, x, 1, c), made["log_p_given_class"](masked, x)]
+        results.append(made["distort"](x))
+        with pytest.raises(DynamicOutputShapeException):  # finished images leave, after a pass
+            made["sample"](masked, u, 1, c, x[0] > 0, x)
+        assert {result.device.type for result in results} == {"cuda"}
+        with pytest.raises(RuntimeError, match="device"):
+            plain.p(torch.zeros(6, 3))

@@ -116,9 +116,7 @@ def test_the_rates_gradient_leaves_out_the_score(lagrangian_vae, small):
 
 
 @pytest.mark.parametrize("f", ["-ELBO", "distortion", "rate"])
-def test_the_loss_is_the_lagrangian_and_the_multiplier_moves_every_fifth_step(
-    lagrangian_vae, small, f
-):
+def test_the_loss_is_the_lagrangian_with_an_ascent_every_fifth_step(lagrangian_vae, small, f):
     model, x = small
     multiplier = lagrangian_vae["Multiplier"](10.0, 0.5)
     loss, values = lagrangian_vae["lagrangian"](f, multiplier, torch.zeros(60)), []
@@ -152,16 +150,16 @@ def test_constraint_and_verdict_use_the_same_arithmetic(lagrangian_vae, small):
     assert results[0]["-ELBO"] == pytest.approx(results[0]["distortion"] + results[0]["rate"])
 
 
-@pytest.mark.parametrize(
-    ("elbos", "price", "excess", "said"),
-    [
-        ([90.9, 90.7], 0.8, -0.1, "met, active"),
-        ([85.0, 84.9], 0.001, -5.9, "met, slack"),
-        ([95.0, 92.0], 3.0, 1.2, "violated, λ below its cap"),
-        ([99.0, 93.0], 20.0, 2.2, "violated, λ at its cap"),
-        ([88.0, 87.9], 20.0, 10.0, "INFEASIBLE"),
-    ],
-)
+VERDICTS = [
+    ([90.9, 90.7], 0.8, -0.1, "met, active"),
+    ([85.0, 84.9], 0.001, -5.9, "met, slack"),
+    ([95.0, 92.0], 3.0, 1.2, "violated, λ below its cap"),
+    ([99.0, 93.0], 20.0, 2.2, "violated, λ at its cap"),
+    ([88.0, 87.9], 20.0, 10.0, "INFEASIBLE"),
+]
+
+
+@pytest.mark.parametrize(("elbos", "price", "excess", "said"), VERDICTS)
 def test_verdicts_on_histories_of_each_kind(lagrangian_vae, elbos, price, excess, said):
     history = [{"-ELBO": elbo, "lambda": price} for elbo in elbos]
     assert lagrangian_vae["verdict"](history, excess, 20.0).startswith(said)

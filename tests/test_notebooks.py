@@ -1,6 +1,7 @@
 """The notebooks as documents, the notebooks run small, the tool that runs them, and the README against all of it."""
 
 import ast
+import itertools
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import notebooks as tool
 import pytest
 import torch
 from conftest import NOTEBOOKS, ROOT, SMALL, book, code_cells, each_notebook
+from PIL import Image, ImageSequence
 
 document = pytest.mark.document  # reads files, and runs nothing
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,17 +30,14 @@ def printed(cell):
 
 def results(path):
     """The table that a notebook printed at its end: name to value."""
-    lines = printed(tagged(path, "results")[0]).splitlines()
-    return dict(
-        re.match(r"(.+?)  +(\S.*?)(?:   |$)", line).groups() for line in lines if "  " in line
-    )
+    text = printed(tagged(path, "results")[0])
+    return dict(re.findall(r"^(.+?)  +(\S.*?)(?:   .*)?$", text, flags=re.M))
 
 
 def figures(path):
     """The names of the figures that a notebook saves, with {DATASET} where the data set's name goes."""
-    return re.findall(
-        r'^ *save\(f?"(.*?)"\)', "\n".join(c.source for c in code_cells(path)), flags=re.M
-    )
+    code = "\n".join(c.source for c in code_cells(path))
+    return re.findall(r'^ *save(?:_loop)?\(f?"(.*?)"[,)]', code, flags=re.M)
 
 
 @document
@@ -77,11 +76,10 @@ def test_shared_cells_are_equal_wherever_they_stand():
     for path in NOTEBOOKS:
         frame.append({c.source for c in tagged(path, "shared")})
         for cell in code_cells(path):
+            copy = (cell.source, "shared" in cell.metadata.get("tags", []))
             for node in ast.parse(cell.source).body:
                 if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                    cells.setdefault(node.name, []).append(
-                        (cell.source, "shared" in cell.metadata.get("tags", []))
-                    )
+                    cells.setdefault(node.name, []).append(copy)
     for name, copies in cells.items():
         if any(shared for _, shared in copies):
             assert len(copies) > 1 and len(set(copies)) == 1, name
@@ -150,16 +148,15 @@ def house(tmp_path):
     def run(last, *arguments, ready=lambda: None):
         shutil.copytree(ROOT / "tools", tmp_path / "tools", dirs_exist_ok=True)
         (tmp_path / "images").mkdir(exist_ok=True)
-        shutil.copy(ROOT / "images" / "MADE-samples.png", tmp_path / "images")
+        for name in ("MADE-samples.png", "MADE-drawing.gif"):
+            shutil.copy(ROOT / "images" / name, tmp_path / "images")
         loader = "def load_images(name, folder):\n    assert name != 'KMNIST', 'no KMNIST'"
         figure = "from pathlib import Path\nfor made in ('images', 'weights'):"
         figure += "\n    Path(made, DATASET).mkdir(parents=True)"
         cells = [nbformat.v4.new_code_cell(c) for c in ("DATASET = 'MNIST'", loader, figure, last)]
         cells[0].metadata["tags"] = ["parameters"]
-        kernel = {
-            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
-        }
-        notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
         nbformat.write(notebook, tmp_path / "small.ipynb")
         ready()
         command = [sys.executable, tmp_path / "tools" / "notebooks.py", *arguments]
@@ -178,7 +175,7 @@ def test_a_run_replaces_the_notebook_and_shows_where_it_is(house):
     assert finished.returncode == 0, finished.stderr
     assert "small: 2 of 4 cells" in finished.stdout and "epoch 7" in finished.stdout
     assert [c.execution_count for c in code_cells(folder / "small.ipynb")] == [1, 2, 3, 4]
-    assert {p.name for p in (folder / "images").iterdir()} >= {"MNIST", "samples.png"}
+    assert {p.name for p in (folder / "images").iterdir()} >= {"MNIST", *tool.TOGETHER}
 
 
 def test_a_failed_run_changes_nothing_and_says_so(house):
@@ -215,35 +212,55 @@ def test_another_data_set_that_cannot_be_had_ends_with_the_reason(house):
 YARDSTICK = {
     "Basic VAE": ("test NLL, K = 1000", "test -ELBO"),
     "MADE, one ordering": ("test NLL, one ordering",),
-    "MADE, mixture over classes": ("test NLL, mixture over classes",),
     "VAE, learned prior": ("test NLL, learned prior, K = 100", "test -ELBO, learned prior"),
 }  # the README's bold rows, and which results they show
+NLLS = [names[0] for names in YARDSTICK.values()]
 
 
 @document
 def test_the_readmes_table_shows_the_notebooks_own_numbers_best_first():
-    row = r"^\| \*\*(.+?)\*\* \(.*?\[notebook\]\((.+?)\)\) (.*)$"
+    row = r"^\| \*\*(.+?)\*\* \(\[notebook\]\((.+?)\)\) (.*)$"
     rows = re.findall(row, README, flags=re.M)
     assert sorted(label for label, *_ in rows) == sorted(YARDSTICK)
     for label, notebook, rest in rows:
         values = [results(ROOT / notebook)[name].split(" ±")[0] for name in YARDSTICK[label]]
         assert re.findall(r"\*\*(\S+?)\*\*", rest) == values, label
+    apart = results(ROOT / "MADE.ipynb")["test NLL, mixture over classes"].split(" ±")[0]
+    assert re.findall(r"mixture over the ten classes has \*\*(\S+?)\*\*", README) == [apart]
     nlls = [float(n) for n in re.findall(r"^\| [^|]+ \| \**(\d+\.\d+)\** \|", README, flags=re.M)]
-    assert len(nlls) >= 10 and nlls == sorted(nlls)
+    assert len(nlls) == 10 and nlls == sorted(nlls)
+
+
+@document
+def test_the_readmes_cards_and_longer_run_show_what_was_measured():
+    measured = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    names = re.findall(r"\]\((\w+\.ipynb)\)", README)[:3]
+    cards = re.search(r"^\| (test NLL .*) \|$", README, flags=re.M)[1].split(" | ")
+    for name, card in zip(names, cards, strict=True):
+        nll = next(v for k, v in results(ROOT / name).items() if k in NLLS).split(" ±")[0]
+        time = re.search(rf"^\| `{name}` \| (.*?) \|", measured, flags=re.M)[1]
+        assert card == f"test NLL {nll}, {time}"
+    longer = re.search(r"longer.*? \| (\S+) \| (\S+) \|", README).groups()
+    assert re.search(rf"\| 450 \|.* \| {longer[1]} \| \S+ \| \*\*{longer[0]}\*\* \|", measured)
 
 
 @document
 def test_the_readmes_links_and_pictures_exist():
-    targets = re.findall(r"\]\((?!https?:|#)(.*?)\)", README)
+    targets = re.findall(r"\]\((?!https?:)(.*?)(?:#.*?)?\)", README)
     assert targets and all((ROOT / target).exists() for target in targets)
 
 
+def frames(path):
+    with Image.open(path) as picture:
+        return ImageSequence.all_frames(picture, lambda frame: frame.convert("L").tobytes())
+
+
 @document
-def test_the_picture_of_all_samples_shows_what_the_notebooks_saved(tmp_path):
-    for name in tool.SHEETS:
+def test_the_pictures_of_all_three_show_what_the_notebooks_saved(tmp_path):
+    for name in itertools.chain(*tool.TOGETHER.values()):
         shutil.copy(ROOT / "images" / name, tmp_path)
     tool.side_by_side(tmp_path)
-    committed, made = (
-        matplotlib.image.imread(p / "samples.png") for p in (ROOT / "images", tmp_path)
-    )
-    assert committed.shape == made.shape and (committed == made).all()
+    for target, length in zip(tool.TOGETHER, (1, 60), strict=True):
+        made, committed = frames(tmp_path / target), frames(ROOT / "images" / target)
+        assert made == committed and len(made) == length
+    assert (ROOT / "images" / "collection.gif").stat().st_size < 1.5e6

@@ -17,13 +17,16 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy
 import papermill
-from PIL import Image
+from PIL import Image, ImageSequence
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
 QUICK = {"EPOCHS": 2, "SHORT_EPOCHS": 1, "CONSTRAINED_EPOCHS": 2, "K": 50}
-SHEETS = ("MNIST-VAE-latent_samples.png", "MADE-samples.png", "MNIST-lagVAE-latent_samples.png")
+SAMPLES = ("MNIST-VAE-latent_samples.png", "MADE-samples.png", "MNIST-lagVAE-latent_samples.png")
+LOOPS = ("MNIST-VAE-walk.gif", "MADE-drawing.gif", "MNIST-lagVAE-path.gif")
+TOGETHER = {"samples.png": SAMPLES, "collection.gif": LOOPS}  # in images/
 
 
 def definitions(path):
@@ -50,12 +53,7 @@ def select(parameters, path):
 
 def run(source, target, folder, parameters):
     """Execute a notebook in `folder`; only if all of it has run, write it to `target`, without metadata or widgets."""
-    look = {
-        "desc": source.stem,
-        "bar_format": "{desc}: {n_fmt} of {total_fmt} cells\n",
-        "file": sys.stdout,
-        "mininterval": 0,
-    }
+    bar = f"{source.stem}: {{n_fmt}} of {{total_fmt}} cells\n"
     unfinished = folder / f"unfinished-{source.name}"
     papermill.execute_notebook(
         source,
@@ -63,7 +61,7 @@ def run(source, target, folder, parameters):
         parameters,
         kernel_name="python3",
         cwd=folder,
-        progress_bar=look,
+        progress_bar={"bar_format": bar, "file": sys.stdout, "mininterval": 0},
         stdout_file=sys.stdout,
         coalesce_streams=True,  # finished progress bars only
     )
@@ -78,21 +76,23 @@ def run(source, target, folder, parameters):
 
 
 def side_by_side(images):
-    """Write samples.png into the folder `images`: the three models' sheets of samples, those that are there."""
-    sheets = [Image.open(images / name).convert("L") for name in SHEETS if (images / name).exists()]
-    width, height = (max(sheet.size[axis] for sheet in sheets) for axis in (0, 1))
-    picture = Image.new("L", (len(sheets) * (width + 30) - 30, height), "white")
-    for column, sheet in enumerate(sheets):
-        picture.paste(sheet, (column * (width + 30), 0))
-    picture.save(images / "samples.png")
+    """Put the three models' pictures, those that are there, side by side in the folder `images`."""
+
+    def widen(frame):
+        return numpy.pad(frame.convert("L"), ((0, 0), (15, 15)), constant_values=255)
+
+    for target, names in TOGETHER.items():
+        pictures = [Image.open(images / name) for name in names if (images / name).exists()]
+        height = min(picture.height for picture in pictures)
+        parts = [ImageSequence.all_frames(picture, widen) for picture in pictures]
+        rows = [numpy.hstack([f[:height] for f in row]) for row in zip(*parts, strict=False)]
+        first, *rest = map(Image.fromarray, rows)
+        first.save(images / target, save_all=bool(rest), append_images=rest, duration=80, loop=0)
 
 
 def run_and_keep(path, target, parameters, home):
     """Run a notebook in a folder of its own under build/, then copy what it made to `target` and `home`."""
-    start, folder = (
-        time.monotonic(),
-        target.with_suffix(".run") if target != path else ROOT / "build" / f"{path.stem}.run",
-    )
+    start, folder = time.monotonic(), ROOT / "build" / f"{path.stem}.run"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "data").symlink_to(ROOT / "data", target_is_directory=True)
@@ -129,7 +129,7 @@ def main():
         if dataset != "MNIST":
             sys.exit(reason)
         print(
-            f"{'#' * 88}\n{reason}\n\nNO MNIST: running copies on scikit-learn's digits, in build/digits. "
+            f"{'#' * 88}\n{reason}\n\nNO MNIST: copies run on scikit-learn's digits, in build/digits."
         )
         print(f"Nothing that was made from MNIST is changed.\n{'#' * 88}")
         dataset = "digits"
