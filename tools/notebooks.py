@@ -95,6 +95,7 @@ def run_and_keep(path, target, parameters, home):
     start, folder = time.monotonic(), ROOT / "build" / f"{path.stem}.run"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     (folder / "data").symlink_to(ROOT / "data", target_is_directory=True)
     run(path, folder / path.name, folder, parameters)
     for made in ("images", "weights"):
