@@ -3,19 +3,20 @@ PYTHON ?= python3
 NOTEBOOKS ?=
 DATASET ?= MNIST
 BENCH ?=
+FROM ?= Basic_VAE.ipynb
 VENV := .venv/bin/python
 # Without an NVIDIA driver on Linux, PyTorch's builds for CPUs: 4 GB less. `make CPU=` takes the registry's.
 CPU ?= $(shell [ "$$(uname)" = Linux ] && [ ! -e /proc/driver/nvidia ] && ! command -v nvidia-smi >/dev/null && echo 1)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := all
-.PHONY: all quick lab test bench format clean help
+.PHONY: all quick lab test bench sync format clean help
 
 all: .venv/run.stamp ## run the notebooks top to bottom on MNIST, in place, and rewrite images/
-	$(VENV) tools/notebooks.py --dataset $(DATASET) $(NOTEBOOKS)
+	$(VENV) tools/run.py --dataset $(DATASET) $(NOTEBOOKS)
 
 quick: .venv/run.stamp ## everything, small, in build/quick/, in a few minutes
-	$(VENV) tools/notebooks.py --quick --dataset $(DATASET) $(NOTEBOOKS)
+	$(VENV) tools/run.py --quick --dataset $(DATASET) $(NOTEBOOKS)
 
 lab: .venv/run.stamp ## open the notebooks in JupyterLab
 	$(VENV) -m jupyterlab
@@ -28,6 +29,9 @@ test: .venv/dev.stamp ## lint, and run the tests
 bench: .venv/run.stamp ## race other people's recipes for the same time; BENCH=--growth shows how cost grows
 	$(VENV) benchmarks/benchmark.py $(BENCH)
 
+sync: .venv/run.stamp ## carry the shared cells of one notebook, FROM=Basic_VAE.ipynb, to the others
+	$(VENV) tools/sync.py $(FROM)
+
 format: .venv/dev.stamp ## format the code, the notebooks' cells included
 	$(VENV) -m ruff check --fix .
 	$(VENV) -m ruff format .
@@ -36,7 +40,7 @@ clean: ## remove build/ and .venv (data/, images/ and the notebooks stay)
 	rm -rf build .venv
 
 help: ## list the commands
-	@echo "make [NOTEBOOKS=Basic_VAE.ipynb] [DATASET=MNIST|FashionMNIST|KMNIST|digits] [PYTHON=python3.12] [CPU=1]"
+	@echo "make [NOTEBOOKS=Basic_VAE.ipynb] [DATASET=MNIST|FashionMNIST|KMNIST|digits|my_images] [PYTHON=python3.12] [CPU=1]"
 	@sed -n 's/^\([a-z]*\):.*## /  make \1: /p' Makefile | sed 's/make all:/make:/' | awk -F': ' '{printf "%-14s%s\n", $$1, $$2}'
 
 # A stamp is newer than the requirements that were installed, so a second `make` installs nothing.

@@ -1,15 +1,15 @@
-"""Run the notebooks from a shell, and reach the code inside them without running it.
+"""Run the notebooks from a shell.
 
-    python tools/notebooks.py                        every notebook, in place, on MNIST
-    python tools/notebooks.py Basic_VAE.ipynb        one of them
-    python tools/notebooks.py --dataset KMNIST       copies in build/KMNIST/, figures in images/KMNIST/
-    python tools/notebooks.py --quick                everything, small, in build/quick/
+    python tools/run.py                        every notebook, in place, on MNIST
+    python tools/run.py Basic_VAE.ipynb        one of them
+    python tools/run.py --dataset KMNIST       copies in build/KMNIST/, figures in images/KMNIST/
+    python tools/run.py --dataset my_images    the same, on the pictures in data/my_images/
+    python tools/run.py --quick                everything, small, in build/quick/
 
 A notebook runs in a folder under build/, so a run that fails changes neither the notebook nor images/.
 """
 
 import argparse
-import ast
 import shutil
 import subprocess
 import sys
@@ -17,38 +17,25 @@ import time
 from pathlib import Path
 
 import nbformat
-import numpy
 import papermill
-from PIL import Image, ImageSequence
+from pictures import side_by_side
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
 QUICK = {"EPOCHS": 2, "SHORT_EPOCHS": 1, "CONSTRAINED_EPOCHS": 2, "K": 50}
-SAMPLES = ("MNIST-VAE-latent_samples.png", "MADE-samples.png", "MNIST-lagVAE-latent_samples.png")
-LOOPS = ("MNIST-VAE-walk.gif", "MADE-drawing.gif", "MNIST-lagVAE-path.gif")
-TOGETHER = {"samples.png": SAMPLES, "collection.gif": LOOPS}  # in images/
-
-
-def definitions(path):
-    """The imports, literal assignments, functions and classes of a notebook by name; nothing else runs."""
-    names = {"__name__": Path(path).stem}
-    for cell in nbformat.read(path, as_version=4).cells:
-        for node in ast.parse(cell.source).body if cell.cell_type == "code" else ():
-            if isinstance(node, ast.Assign):
-                try:
-                    ast.literal_eval(node.value)
-                except ValueError:
-                    continue
-            elif not isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
-                continue
-            exec(compile(ast.Module([node], []), str(path), "exec"), names)
-    return names
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # in Colab, in JupyterLab
 
 
 def select(parameters, path):
     """Those of `parameters` that the notebook has."""
     known = papermill.inspect_notebook(str(path))
     return {name: value for name, value in parameters.items() if name in known}
+
+
+def cleaned(metadata):
+    """What a cell's metadata keeps: its tags and, if they say that it is plumbing, that it is folded."""
+    tags = metadata.get("tags", [])
+    return ({"tags": tags} if tags else {}) | (FOLDED if "hide-input" in tags else {})
 
 
 def run(source, target, folder, parameters):
@@ -68,26 +55,11 @@ def run(source, target, folder, parameters):
     notebook = nbformat.read(unfinished, as_version=4)
     notebook.metadata = {name: notebook.metadata[name] for name in ("kernelspec", "language_info")}
     for cell in notebook.cells:
-        cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
+        cell.metadata = nbformat.from_dict(cleaned(cell.metadata))
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
     nbformat.write(notebook, unfinished)
     unfinished.replace(target)
-
-
-def side_by_side(images):
-    """Put the three models' pictures, those that are there, side by side in the folder `images`."""
-
-    def widen(frame):
-        return numpy.pad(frame.convert("L"), ((0, 0), (15, 15)), constant_values=255)
-
-    for target, names in TOGETHER.items():
-        pictures = [Image.open(images / name) for name in names if (images / name).exists()]
-        height = min(picture.height for picture in pictures)
-        parts = [ImageSequence.all_frames(picture, widen) for picture in pictures]
-        rows = [numpy.hstack([f[:height] for f in row]) for row in zip(*parts, strict=False)]
-        first, *rest = map(Image.fromarray, rows)
-        first.save(images / target, save_all=bool(rest), append_images=rest, duration=80, loop=0)
 
 
 def run_and_keep(path, target, parameters, home):
@@ -113,7 +85,11 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("notebooks", nargs="*", help="the notebooks to run (default: all)")
-    parser.add_argument("--dataset", default="MNIST", help="MNIST, FashionMNIST, KMNIST or digits")
+    parser.add_argument(
+        "--dataset",
+        default="MNIST",
+        help="MNIST, FashionMNIST, KMNIST, digits, or a folder in data/",
+    )
     parser.add_argument("--quick", action="store_true", help="everything, small, in build/quick/")
     options = parser.parse_args()
     paths = [ROOT / Path(name).name for name in options.notebooks] or sorted(ROOT.glob("*.ipynb"))
@@ -122,9 +98,8 @@ def main():
 
     dataset = options.dataset
     # In a process of its own, whose memory is free again before a notebook starts.
-    load = "import sys, notebooks as n; n.definitions(sys.argv[1])['load_images'](*sys.argv[2:])"
-    command = [sys.executable, "-c", load, str(paths[0]), dataset, str(ROOT / "data")]
-    loaded = subprocess.run(command, cwd=ROOT / "tools", stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, ROOT / "tools" / "get_data.py", paths[0], dataset, ROOT / "data"]
+    loaded = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if loaded.returncode:
         reason = loaded.stderr.strip().splitlines()[-1]
         if dataset != "MNIST":
