@@ -29,9 +29,10 @@ from torchvision.ops import MLP
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from notebooks import definitions  # noqa: E402
+from definitions import definitions  # noqa: E402
 
 device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+COUNTED = 10  # steps whose operations are counted: each tenth of a training has one
 
 
 class Watch:
@@ -61,14 +62,24 @@ class Watch:
 
 def train(book, watch, model, loss, epochs, optimizer, **options):
     """The notebook's own loop."""
-    images, size = book["images"], book["BATCH_SIZE"]
-    look = {"measure": lambda model: {"over": watch(model)}, "history": []}
-    book["train"](model, loss, images, epochs, size, optimizer, **look, **options)
+    data, size = book["data"], book["BATCH_SIZE"]
+    book["train"](
+        model,
+        loss,
+        data,
+        epochs,
+        optimizer,
+        measure=lambda model: {"over": watch(model)},
+        **options,
+    )
     watch(model)
     with FlopCounterMode(display=False) as counter:
-        for _ in range(5):  # a multiplier takes a step with every fifth
-            loss(model, book["binarise"](images[:size])).mean().backward()
-    watch.operations += counter.get_total_flops() * epochs * len(images) // size // 5
+        for step in range(COUNTED):
+            loss(
+                model, book["Batch"](*(part[:size] for part in data), step, COUNTED)
+            ).mean().backward()
+    steps = epochs * len(data[0]) // size
+    watch.operations += counter.get_total_flops() * steps // COUNTED
     watch.epochs += epochs
     watch.go()
     return model
@@ -76,18 +87,16 @@ def train(book, watch, model, loss, epochs, optimizer, **options):
 
 def basic_vae(book, watch):
     model = book["VAE"](book["LATENT_DIM"], book["ENCODER"], book["DECODER"]).to(device)
-    loss, optimizer = book["importance_weighted"], book["adamw"](model)
+    loss, optimizer = book["weighted_at_the_end"], book["adamw"](model)
     return train(book, watch, model, loss, book["EPOCHS"], optimizer)
 
 
 def made(book, watch):
-    order, mean = torch.arange(784), book["images"].float().mean(0) / 255
+    order, mean = torch.arange(784), book["data"][0].float().mean(0) / 255
     degrees = book["draw_degrees"](order, mean, book["HIDDEN"])
     model = book["MADE"](order[None], degrees[None], mean, book["BLOCKS"]).to(device)
-    steps = book["EPOCHS"] * len(book["images"]) // book["BATCH_SIZE"]
-    loss = book["take_turns"](1, distorted=book["DISTORTED"] * steps)
-    optimizer = book["adamw"](model)
-    return train(book, watch, model, loss, book["EPOCHS"], optimizer, noise=nn.Identity())
+    loss = book["expected_nll"](distorted=book["DISTORTED"])
+    return train(book, watch, model, loss, book["EPOCHS"], book["adamw"](model))
 
 
 def lagrangian_vae(book, watch):
@@ -96,17 +105,18 @@ def lagrangian_vae(book, watch):
     model = book["VAE"](book["LATENT_DIM"], book["ENCODER"], book["DECODER"], prior).to(device)
     options = {"betas": (0.9, 0.99), "fused": True}
     optimizer = torch.optim.AdamW(model.parameters(), book["LEARNING_RATE"], **options)
-    train(book, watch, model, book["lagrangian"]("-ELBO"), book["EPOCHS"], optimizer)
+    train(book, watch, model, book["negative_elbo"], book["EPOCHS"], optimizer)
     baseline = book["held_out_terms"](model, book["validation_x"]).sum(0)
     multiplier = book["Multiplier"](book["EPSILON"] - book["MARGIN"])
     loss = book["lagrangian"]("distortion", multiplier, baseline)
     optimizer = torch.optim.AdamW(model.parameters(), book["CONSTRAINED_RATE"], **options)
-    return train(book, watch, model, loss, book["CONSTRAINED_EPOCHS"], optimizer, final=0.05)
+    final = book["CONSTRAINED_FINAL"]
+    return train(book, watch, model, loss, book["CONSTRAINED_EPOCHS"], optimizer, final=final)
 
 
 def follow(book, watch, model, loss, batch_size, files, *optimizers):
     """The recipes' loop, over torchvision's files behind a DataLoader or over images in memory."""
-    images = book["images"].float() / 255
+    images = book["data"][0].float() / 255
     mnist = datasets.MNIST(ROOT / "data", transform=transforms.ToTensor())
     loader = DataLoader(Subset(mnist, range(len(images))), batch_size, shuffle=True)
     watch.go()
@@ -129,7 +139,8 @@ def examples(book, watch):
     model = book["VAE"](20, (1, 0), (1, 0))
     model.encoder, model.decoder = MLP(784, [400, 40]), MLP(20, [400, 784])
     optimizer = torch.optim.Adam(model.to(device).parameters(), 1e-3)
-    return follow(book, watch, model, book["closed_form"], 128, True, optimizer)
+    loss = lambda model, x: sum(book["vae_terms"](model, x))  # noqa: E731
+    return follow(book, watch, model, loss, 128, True, optimizer)
 
 
 def one_hidden_layer(book, watch, hidden, batch_size, files, decay):
@@ -203,21 +214,27 @@ def score(book, model, x):
     return {"NLL": -bound(log_ws, 100).mean().item(), "-ELBO": -bound(log_ws, 1).mean().item()}
 
 
-def run(notebook, racer, share, width, limit, part):
-    """One training: its points (seconds, nats), the rate of operations, and peak memory (of Linux)."""
-    sys.stdout = open(os.devnull, "w")  # no progress bars
+def prepare(notebook, share=1.0, width=1.0):
+    """The notebook's definitions with its data, and with other epochs and widths."""
     torch.distributions.Distribution.set_default_validate_args(False)  # as the notebooks do
     book = definitions(ROOT / f"{notebook}.ipynb")
-    parts = [images for images, _ in book["load_images"]("MNIST", ROOT / "data")]
+    training, *held_out = book["load_images"]("MNIST", ROOT / "data")
     fixed = torch.Generator().manual_seed(2026)
-    for name, images in zip(("test_x", "validation_x"), parts[:0:-1], strict=True):
+    for name, (images, _) in zip(("test_x", "validation_x"), held_out[::-1], strict=True):
         book[name] = book["binarise"](images, fixed).to(device)
-    book |= {"device": device, "images": parts[0].to(device)}
+    book |= {"device": device, "data": [part.to(device) for part in training]}
     for name, factor in (("EPOCHS", share), ("CONSTRAINED_EPOCHS", share), ("HIDDEN", width)):
         book[name] = max(1, round(factor * book.get(name, 0)))
     for name in ("ENCODER", "DECODER"):
         book[name] = [round(width * book[name][0]), book[name][1]] if name in book else None
     torch.manual_seed(0)
+    return book
+
+
+def run(notebook, racer, share, width, limit, part):
+    """One training: its points (seconds, nats), the rate of operations, and peak memory (of Linux)."""
+    sys.stdout = open(os.devnull, "w")  # no progress bars
+    book = prepare(notebook, share, width)
     watch = Watch(lambda model: score(book, model, book[part]), limit)
     watch.go()
     racer, *arguments = RACES[notebook][racer]

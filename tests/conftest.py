@@ -1,3 +1,5 @@
+import contextlib
+import io
 import sys
 from pathlib import Path
 
@@ -11,16 +13,25 @@ torch.distributions.Distribution.set_default_validate_args(False)  # as the note
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from notebooks import definitions  # noqa: E402
+from definitions import definitions  # noqa: E402
 
 NOTEBOOKS = sorted(ROOT.glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 SMALL = {"DATASET": "digits", "EPOCHS": 2, "SHORT_EPOCHS": 1, "CONSTRAINED_EPOCHS": 2}
 SMALL |= {"COMPONENTS": 5, "K": 20, "HIDDEN": 32, "ENCODER": [32, 1], "DECODER": [32, 1]}
+SMALL |= {"TEXTBOOK_EPOCHS": 1, "CODED": 20}
 
 
 def code_cells(path):
     return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+
+
+def run_cell(stem, text, names):
+    """Execute the one cell of a notebook that contains `text` among `names`; returns what it printed."""
+    (cell,) = [c for c in code_cells(ROOT / f"{stem}.ipynb") if text in c.source]
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(cell.source, names)
+    return output.getvalue()
 
 
 def book(stem):

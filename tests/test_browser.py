@@ -1,4 +1,4 @@
-"""The notebooks in a real JupyterLab: every formula renders, and Basic_VAE runs from the menu and redraws its widget.
+"""The notebooks in a real JupyterLab: formulas, folded plumbing, and Basic_VAE run from the menu.
 
 Needs Playwright (in requirements-dev.txt) and a Chromium or Chrome of the system; skipped without.
 """
@@ -15,11 +15,11 @@ import nbformat
 import papermill
 import pytest
 from conftest import ROOT, SMALL, each_notebook
-from notebooks import select
+from run import select
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FINISHED = """() => {
-    const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")];
+    const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputArea .jp-InputPrompt")];
     return prompts.every(p => /^\\[\\d+\\]:$/.test(p.textContent.trim()))
         || document.querySelector(".jp-OutputArea [data-mime-type='application/vnd.jupyter.error']");
 }"""
@@ -101,6 +101,23 @@ def test_every_formula_renders(path, lab, page):
     assert page.locator(rendered).count() == formulas
     assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
     assert page.evaluate(LEFT_OVER) == page.evaluate(UNKNOWN) == []
+
+
+@each_notebook
+def test_plumbing_is_folded_until_it_is_opened(path, lab, page):
+    page.goto(f"{lab}/{path.name}?reset&token=reader")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
+    page.wait_for_selector(".jp-InputPlaceholder", timeout=30_000)
+    notebook = page.locator(".jp-Notebook")
+    tags = [c.metadata.get("tags", []) for c in nbformat.read(path, as_version=4).cells]
+    assert page.locator(".jp-InputPlaceholder").count() == sum("hide-input" in t for t in tags)
+    assert "def load_images" not in notebook.inner_text()
+    assert "def binarise" in notebook.inner_text()
+    while page.locator(".jp-InputPlaceholder").count():
+        page.locator(".jp-InputPlaceholder").first.click()
+    page.wait_for_function(
+        "() => document.querySelector('.jp-Notebook').innerText.includes('def load_images')"
+    )
 
 
 def test_runs_from_the_menu_and_the_widget_redraws(lab, page):

@@ -115,28 +115,78 @@ def test_the_rates_gradient_leaves_out_the_score(lagrangian_vae, small):
     assert (ours - gradients(False)).norm() > 0.01 * ours.norm()
 
 
-@pytest.mark.parametrize("f", ["-ELBO", "distortion", "rate"])
-def test_the_loss_is_the_lagrangian_with_an_ascent_every_fifth_step(lagrangian_vae, small, f):
+@pytest.fixture
+def black_and_white(lagrangian_vae, small):
+    """`black_and_white(step)` is a batch of the sixty images, which have no coins to flip."""
+    images = (255 * small[1]).to(torch.uint8)
+    return lambda step: lagrangian_vae["Batch"](images, torch.zeros(60), step, 100)
+
+
+def test_the_plain_loss_is_distortion_and_rate(lagrangian_vae, small, black_and_white):
+    model, x = small
+    torch.manual_seed(3)
+    loss = lagrangian_vae["negative_elbo"](model, black_and_white(0))
+    torch.manual_seed(3)
+    lagrangian_vae["binarise"](255 * x)  # as many random numbers
+    distortion, rate, _ = lagrangian_vae["terms"](model, x)
+    torch.testing.assert_close(loss, distortion + rate)
+
+
+@pytest.mark.parametrize("f", ["distortion", "rate"])
+def test_the_loss_is_the_lagrangian(lagrangian_vae, small, black_and_white, f):
     model, x = small
     multiplier = lagrangian_vae["Multiplier"](10.0, 0.5)
-    loss, values = lagrangian_vae["lagrangian"](f, multiplier, torch.zeros(60)), []
-    for step in range(10):
+    loss = lagrangian_vae["lagrangian"](f, multiplier, torch.zeros(60))
+    torch.manual_seed(3)
+    value = loss(model, black_and_white(1))
+    torch.manual_seed(3)
+    lagrangian_vae["binarise"](255 * x)
+    distortion, rate, _ = lagrangian_vae["terms"](model, x)
+    wanted = {"distortion": distortion, "rate": rate}[f]
+    torch.testing.assert_close(value, wanted + 0.5 * (distortion + rate - 10.0))
+
+
+def test_the_multiplier_takes_a_step_with_every_fifth(lagrangian_vae, small, black_and_white):
+    model, _ = small
+    multiplier = lagrangian_vae["Multiplier"](10.0, 0.5)
+    loss = lagrangian_vae["lagrangian"]("rate", multiplier, torch.zeros(60))
+    for step in range(11):
         before = multiplier.value
-        torch.manual_seed(step)
-        if step % 5 == 0:
-            torch.randperm(60)
-            lagrangian_vae["held_out_terms"](model, x)
-        distortion, rate, _ = lagrangian_vae["terms"](model, x)
-        torch.manual_seed(step)
-        value = loss(model, x)
-        assert (multiplier.value > before) == (step % 5 == 0)
-        if step % 5:
-            parts = {"-ELBO": distortion + rate, "distortion": distortion, "rate": rate}
-            expected = parts[f] + multiplier.value * (distortion + rate - 10.0)
-            torch.testing.assert_close(value, expected)
-        values.append(value.detach())
-    plain = lagrangian_vae["lagrangian"](f)(model, x)
-    assert plain.shape == (60,) and (plain < torch.stack(values).min()).all()
+        loss(model, black_and_white(step))
+        assert (multiplier.value > before) == (step in (0, 5, 10))
+
+
+def test_the_constraint_is_measured_by_the_change_from_a_baseline(
+    lagrangian_vae, small, monkeypatch
+):
+    """Where the baseline is the model's own, what is measured is the baseline's mean, whichever images are drawn."""
+    model, x = small
+    exact = torch.linspace(80.0, 120.0, 60)
+    monkeypatch.setitem(lagrangian_vae, "ASCENT_IMAGES", 7)
+    rows = dict(zip((tuple(row.tolist()) for row in x), exact, strict=True))
+
+    def terms(model, some):
+        values = torch.stack([rows[tuple(row.tolist())] for row in some])
+        return torch.stack([values - 30.0, torch.full_like(values, 33.0)])
+
+    monkeypatch.setitem(lagrangian_vae, "held_out_terms", terms)
+    for shift in (0.0, 3.0):
+        measured = lagrangian_vae["held_out_elbo"](model, exact + shift)
+        assert measured == pytest.approx(103.0, abs=1e-4)
+
+
+def test_beta_is_the_weight_of_the_rate(lagrangian_vae):
+    """f + λ (distortion + rate), divided by the weight of the distortion."""
+    assert lagrangian_vae["beta"](0.5, "distortion") == pytest.approx(0.5 / 1.5)
+    assert lagrangian_vae["beta"](0.5, "rate") == pytest.approx(1.5 / 0.5)
+    assert lagrangian_vae["geometric_mean"](torch.tensor([1.0, 4.0])) == pytest.approx(2)
+
+
+def test_mcnemar(lagrangian_vae):
+    hits = torch.tensor([True] * 9 + [False] * 4 + [True] * 7)
+    others = torch.tensor([False] * 9 + [True] * 4 + [True] * 7)
+    assert lagrangian_vae["mcnemar"](hits, others) == pytest.approx(5 / math.sqrt(13))
+    assert lagrangian_vae["mcnemar"](hits, hits) == 0
 
 
 def test_constraint_and_verdict_use_the_same_arithmetic(lagrangian_vae, small):
@@ -176,9 +226,20 @@ def test_frechet_distance_of_covariances_that_do_not_commute(lagrangian_vae):
     assert lagrangian_vae["frechet"](a, a) == pytest.approx(0, abs=1e-6)
 
 
-def test_the_judges_loss_reads_the_label_from_the_first_ten_columns(lagrangian_vae):
-    labels, images = torch.arange(6), torch.rand(6, 784)
+def test_the_judges_loss_is_of_labels_given_binary_images(lagrangian_vae, black_and_white):
+    batch = black_and_white(0)._replace(labels=torch.arange(60) % 10)
     judge = torch.nn.Linear(784, 10)
-    x = torch.cat([torch.nn.functional.one_hot(labels, 10), images], 1)
-    expected = torch.nn.functional.cross_entropy(judge(images), labels)
-    assert lagrangian_vae["cross_entropy"](judge, x).mean().item() == pytest.approx(expected.item())
+    scores = judge((batch.images / 255).round())
+    expected = torch.nn.functional.cross_entropy(scores, batch.labels, reduction="none")
+    torch.testing.assert_close(lagrangian_vae["cross_entropy"](judge, batch), expected)
+
+
+def test_a_constrained_mmd_is_paid_for(lagrangian_vae, small, black_and_white, monkeypatch):
+    model, x = small
+    torch.manual_seed(3)
+    value = lagrangian_vae["consistent"](model, black_and_white(0))
+    torch.manual_seed(3)
+    lagrangian_vae["binarise"](255 * x)
+    distortion, rate, z = lagrangian_vae["terms"](model, x)
+    mmd = lagrangian_vae["mmd"](z, lagrangian_vae["standard"](4), 1.0)
+    torch.testing.assert_close(value, distortion + rate + 3e4 * mmd)

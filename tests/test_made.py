@@ -166,15 +166,22 @@ def test_degrees_are_as_frequent_as_pixels_are_undecided(made):
     assert not degrees.equal(made["draw_degrees"](order, means, 100_000, seed=1))
 
 
+def batch_of(made, images, step=0, steps=100, labels=None):
+    labels = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
+    return made["Batch"](images, labels, step, steps)
+
+
 def test_the_loss_is_the_nll_of_the_next_mask_and_the_given_class(made):
     model = build(made, 9, 64, 1, 2, 3).float()
     images = 255 * (torch.rand(8, 9) < 0.5).to(torch.uint8)  # black and white: no coin to flip
-    c = F.one_hot(torch.arange(8) % 2)
+    labels = torch.arange(8) % 2
+    c = F.one_hot(labels)
     for grey in (True, False):
-        loss = made["take_turns"](3, 2, grey)
-        for k in (0, 1, 2, 0):
+        loss = made["expected_nll"](3, grey)
+        for step, k in ((0, 0), (1, 1), (2, 2), (3, 0)):
             expected = -made["log_conditionals"](model, images / 255, k, c).sum(1)
-            torch.testing.assert_close(loss(model, torch.cat([255 * c, images], 1)), expected)
+            ours = loss(model, batch_of(made, images, step, labels=labels))
+            torch.testing.assert_close(ours, expected)
 
 
 def test_grey_levels_as_targets_have_the_same_mean_and_less_variance(made):
@@ -183,7 +190,8 @@ def test_grey_levels_as_targets_have_the_same_mean_and_less_variance(made):
     x = every_image(4).float()
     weight = torch.distributions.Bernoulli(grey / 255).log_prob(x).sum(1).exp()
     exact = -(weight * made["log_conditionals"](model, x).sum(1)).sum()
-    draws = [made["take_turns"](1, grey=g)(model, grey.repeat(20_000, 1)) for g in (True, False)]
+    many = batch_of(made, grey.repeat(20_000, 1))
+    draws = [made["expected_nll"](grey=g)(model, many) for g in (True, False)]
     for draw in draws:
         assert abs(draw.mean() - exact) < 4 * draw.std() / 20_000**0.5
     assert draws[0].std() < 0.8 * draws[1].std()
@@ -194,11 +202,44 @@ def test_images_are_distorted_one_by_one_at_first_and_never_at_the_end(made):
     images.view(6, 28, 28)[:, 8:20, 8:20] = 255
     distorted = made["distort"](images)
     assert distorted.shape == (6, 784) and len(distorted.unique(dim=0)) == 6
+    assert 0.5 < distorted.sum() / images.sum() < 2 and distorted.max() <= 255.01
+    still = distorted.view(6, 28, 28)
+    assert (still[:, 12:16, 12:16] > 250).all() and still[:, :2].max() == 0  # a little
     model = build(made, 784, 10, 0, 0, 1).float()
-    loss = made["take_turns"](1, distorted=20)
+    loss = made["expected_nll"](distorted=0.5)
     exact = -made["log_conditionals"](model, images / 255).sum(1)
-    different = [not torch.allclose(loss(model, images), exact) for _ in range(40)]
+    different = [
+        not torch.allclose(loss(model, batch_of(made, images, step, 40)), exact)
+        for step in range(40)
+    ]
     assert any(different[:10]) and not any(different[20:])
+
+
+def test_the_mixture_is_a_mean_of_probabilities(made):
+    """Of the classes and of the masks: a distribution, where averaged conditionals are none."""
+    model, x = build(made, 4, 30, 1, 3, 2), every_image(4)
+    mixture = made["log_mean_exp"](made["log_p_given_class"](model, x), 1)
+    assert mixture.exp().sum().item() == pytest.approx(1)
+    model = build(made, 4, 30, 1, 0, 3)
+    each = torch.stack([made["log_p"](model, x, k) for k in range(3)])
+    assert made["log_mean_exp"](each, 0).exp().sum().item() == pytest.approx(1)
+    wrong = made["no_log_likelihood"](model, x, 3)
+    conditionals = torch.stack([made["log_conditionals"](model, x, k) for k in range(3)])
+    torch.testing.assert_close(wrong, conditionals.exp().mean(0).log().sum(1))
+    assert abs(wrong.exp().sum().item() - 1) > 1e-4
+
+
+def test_scores_are_in_nats(made):
+    half = torch.full((4,), 0.25)
+    assert made["cross_entropy"](half, half.log()) == pytest.approx(math.log(4))
+    model, x = build(made, 4, 30, 1, 0, 1), every_image(4)
+    torch.testing.assert_close(made["log_p"](model, x).exp(), p(made, model, x))
+    assert made["with_error"](torch.tensor([1.0, 2.0, 3.0])) == "2.00 ± 0.58"
+
+
+def test_the_classifiers_errors_are_counted(made):
+    log_p = torch.tensor([[0.0, -1.0], [-2.0, -1.0], [-3.0, -9.0]])
+    assert made["error_rate"](log_p, torch.tensor([0, 0, 0])) == pytest.approx(1 / 3)
 
 
 def test_weights_decay_and_biases_do_not(made):

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import matplotlib.image
 import nbformat
-import notebooks as tool
+import pictures
 import pytest
+import run as tool
+import sync
 import torch
 from conftest import NOTEBOOKS, ROOT, SMALL, book, code_cells, each_notebook
 from PIL import Image, ImageSequence
@@ -46,7 +48,7 @@ def test_is_valid_and_executed_from_top_to_bottom(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
-    assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
+    assert all(cell.metadata == tool.cleaned(cell.metadata) for cell in notebook.cells)
     cells = code_cells(path)
     assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
     outputs = [o for c in cells for o in c.outputs]
@@ -56,6 +58,24 @@ def test_is_valid_and_executed_from_top_to_bottom(path):
     bars = re.findall(r"\d+%\|.*", "\n".join(printed(c) for c in cells))
     assert bars and all(bar.startswith("100%") for bar in bars)
     assert path.stat().st_size < 1.5e6
+
+
+PLUMBING = {"setup", "load_images", "split", "show", "train"}  # folded, in all three notebooks
+
+
+@document
+@each_notebook
+def test_plumbing_is_folded_and_says_what_it_is(path):
+    """In JupyterLab by `source_hidden`, in Colab by its form view; a sentence stands above each."""
+    cells = nbformat.read(path, as_version=4).cells
+    folded = [i for i, c in enumerate(cells) if "hide-input" in c.metadata.get("tags", [])]
+    assert {cells[i].id for i in folded} >= PLUMBING
+    for i in folded:
+        assert cells[i].metadata.jupyter.source_hidden and cells[i].metadata.cellView == "form"
+        assert cells[i].source.startswith("# @title ")
+        assert cells[i - 1].cell_type == "markdown" or cells[i - 1].cell_type == "code"
+    others = [c for c in code_cells(path) if "hide-input" not in c.metadata.get("tags", [])]
+    assert all("jupyter" not in c.metadata and "@title" not in c.source for c in others)
 
 
 @document
@@ -71,7 +91,13 @@ def test_parameters_are_literals_and_results_are_last_and_short(path):
 
 @document
 def test_shared_cells_are_equal_wherever_they_stand():
-    """Copies, so that each notebook is complete in itself; what one defines is defined so in all that have it."""
+    """Copies, so that each notebook is complete in itself; `make sync` carries a change to the others."""
+    for source in NOTEBOOKS:
+        originals = sync.shared_cells(nbformat.read(source, as_version=4))
+        for target in NOTEBOOKS:
+            copies = sync.shared_cells(nbformat.read(target, as_version=4))
+            for i in originals.keys() & copies.keys():
+                assert copies[i].source == originals[i].source, f"make sync, for {i}"
     cells, frame = {}, []
     for path in NOTEBOOKS:
         frame.append({c.source for c in tagged(path, "shared")})
@@ -86,6 +112,20 @@ def test_shared_cells_are_equal_wherever_they_stand():
     assert len(frame[0] & frame[1] & frame[2]) >= 6
     for name in ("VAE", "train", "encode", "decode", "log_weights", "load_images", "show"):
         assert len(cells[name]) >= 2 and all(shared for _, shared in cells[name]), name
+
+
+def test_sync_carries_a_changed_cell_and_nothing_else(tmp_path):
+    first, second = tmp_path / "first.ipynb", tmp_path / "second.ipynb"
+    for path in (first, second):
+        cells = [nbformat.v4.new_code_cell(f"x = '{path.stem}'", id=i) for i in ("both", "own")]
+        cells[0].metadata["tags"] = ["shared"]
+        cells[0].outputs = [nbformat.v4.new_output("stream", text=path.stem)]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    assert list(sync.sync(first, [second])) == [(second, "both")]
+    sources = [c.source for c in code_cells(second)]
+    assert sources == ["x = 'first'", "x = 'second'"]
+    assert code_cells(second)[0].outputs[0].text == "second"
+    assert list(sync.sync(first, [second])) == []
 
 
 @document
@@ -128,6 +168,24 @@ def test_runs_whole_copied_alone_into_an_empty_folder(path, small_run):
     assert not (folder / "data").exists()
 
 
+@each_notebook
+def test_runs_on_pictures_of_ones_own(path, tmp_path):
+    """Two classes of drawn pictures, and codes of one dimension."""
+    for label, name in enumerate(("boxes", "bars")):
+        folder = tmp_path / "data" / "my_images" / name
+        folder.mkdir(parents=True)
+        for i in range(60):
+            picture = Image.new("L", (40, 40), 255)
+            picture.paste(0, (5, 5 + i % 20, 35 - 25 * label, 15 + i % 20))
+            picture.putpixel((i % 40, 39), 0)
+            picture.save(folder / f"{i}.png")
+    alone = Path(shutil.copy(path, tmp_path))
+    settings = SMALL | {"DATASET": "my_images", "BATCH_SIZE": 40, "LATENT_DIM": 1}
+    tool.run(alone, alone, tmp_path, tool.select(settings, path))
+    assert any(name.startswith("test NLL") for name in results(alone))
+    assert any((tmp_path / "images" / "my_images").iterdir())
+
+
 def test_weights_of_a_run_load_again_and_score_the_same(small_run):
     path, names = ROOT / "Basic_VAE.ipynb", book("Basic_VAE")
     folder = small_run(path)
@@ -159,7 +217,7 @@ def house(tmp_path):
         notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
         nbformat.write(notebook, tmp_path / "small.ipynb")
         ready()
-        command = [sys.executable, tmp_path / "tools" / "notebooks.py", *arguments]
+        command = [sys.executable, tmp_path / "tools" / "run.py", *arguments]
         return tmp_path, subprocess.run(command, capture_output=True, text=True)
 
     return run
@@ -175,7 +233,7 @@ def test_a_run_replaces_the_notebook_and_shows_where_it_is(house):
     assert finished.returncode == 0, finished.stderr
     assert "small: 2 of 4 cells" in finished.stdout and "epoch 7" in finished.stdout
     assert [c.execution_count for c in code_cells(folder / "small.ipynb")] == [1, 2, 3, 4]
-    assert {p.name for p in (folder / "images").iterdir()} >= {"MNIST", *tool.TOGETHER}
+    assert {p.name for p in (folder / "images").iterdir()} >= {"MNIST", *pictures.TOGETHER}
 
 
 def test_a_failed_run_changes_nothing_and_says_so(house):
@@ -257,10 +315,10 @@ def frames(path):
 
 @document
 def test_the_pictures_of_all_three_show_what_the_notebooks_saved(tmp_path):
-    for name in itertools.chain(*tool.TOGETHER.values()):
+    for name in itertools.chain(*pictures.TOGETHER.values()):
         shutil.copy(ROOT / "images" / name, tmp_path)
-    tool.side_by_side(tmp_path)
-    for target, length in zip(tool.TOGETHER, (1, 60), strict=True):
+    pictures.side_by_side(tmp_path)
+    for target, length in zip(pictures.TOGETHER, (1, 60), strict=True):
         made, committed = frames(tmp_path / target), frames(ROOT / "images" / target)
         assert made == committed and len(made) == length
     assert (ROOT / "images" / "collection.gif").stat().st_size < 1.5e6
