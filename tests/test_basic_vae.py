@@ -563,3 +563,58 @@ def test_the_dimensions_that_are_moved_are_the_highest_and_the_lowest(vae):
     names |= {"encode": lambda m, x: (torch.ones(2, 1), torch.ones(2, 1)), "mu": torch.zeros(10, 1)}
     run_cell("Basic_VAE", "moved = list(dict", names)
     assert names["moved"] == [0]
+
+
+def test_letters_cost_what_they_should(vae):
+    lines = run_cell("Basic_VAE", 'letters = {"a"', dict(vae)).splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "push a",
+        "push b",
+        "push a",
+        "push c",
+        "pop  c",
+    ]
+    assert [line.split()[2] for line in lines] == ["1.00", "3.00", "4.00", "6.00", "4.00"]
+
+
+def test_the_number_of_codes_is_checked_with_five_times_as_many(vae):
+    asked = []
+
+    def log_weights(model, x, K):
+        asked.append((len(x), K))
+        return (
+            torch.tensor([[0.0, math.log(3.0)] * (K // 2)]).repeat(len(x), 1)
+            + torch.arange(len(x))[:, None]
+        )
+
+    names = dict(vae) | {
+        "log_weights": log_weights,
+        "K": 2,
+        "model": None,
+        "log_ws": torch.zeros(5, 8),
+    }
+    names |= {"test_x": torch.zeros(300, 4), "fixed": torch.Generator()}
+    said = run_cell("Basic_VAE", "gain, gain_error = ", names)
+    assert asked == [(100, 10)] and "0.00 ± 0.00 nats lower" in said
+    assert "effective sample size of 2 codes: 8" in said
+
+
+def test_the_file_is_written_and_read_back(vae, tmp_path, monkeypatch):
+    """The two cells that send and receive, with a tiny model."""
+    monkeypatch.chdir(tmp_path)
+    names = dict(vae) | {"model": coder(vae, monkeypatch, 0.3), "LATENT_DIM": 3, "CODED": 7}
+    names |= {"test_x": (torch.rand(30, 9) < 0.5).float(), "fixed": torch.Generator()}
+    said = run_cell("Basic_VAE", "coded = torch.randperm", names)
+    assert names["initial"].bit_length() == 3 * 28 + 1 and len(names["steps"]) == 7
+    size = names["file"].stat().st_size
+    assert 8 * size - 8 < names["state"].bit_length() <= 8 * size and f"{size} bytes for 7" in said
+    state = names["state"]
+    said = run_cell("Basic_VAE", "received.append(pixels)\n\nprint", names)
+    assert "came back equal: 7" in said and "came back: True" in said and names["state"] != state
+
+
+def test_a_scored_curve_ends_once_with_all_codes(vae):
+    names = dict(vae) | {"K": 5, "model": 0, "plane": 1, "test_x": None}
+    names["log_weights"] = lambda model, x, K: torch.randn(3, K)
+    run_cell("Basic_VAE", "log_ws = log_weights(model, test_x, K)", names)
+    assert names["ks"] == [1, 2, 5]

@@ -1,12 +1,14 @@
 """The mathematics of MADE.ipynb, on networks small enough to check everything."""
 
+import contextlib
+import io
 import itertools
 import math
 
 import numpy
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, code_cells, run_cell
 from PIL import Image, ImageSequence
 from torch.nn import functional as F
 
@@ -261,3 +263,75 @@ def test_the_animation_draws_what_is_grey_and_keeps_what_is_drawn():
     for frame, before, after in zip(frames, drawn, drawn[1:] + drawn[-1:], strict=True):
         assert (frame == frames[-1])[before].all() and (after | ~before).all()
     assert drawn[-1].all() and not drawn[0].all()
+
+
+def test_masks_follow_the_rules_one_connection_at_a_time(made):
+    d, m = torch.tensor([3, 1, 4, 2]), torch.tensor([1, 1, 2, 2, 3])
+    first, hidden, last, direct = made["make_masks"](d, m, classes=1)
+    inputs = [0, *d.tolist()]  # the class has degree 0
+    for h, unit in enumerate(m.tolist()):
+        assert first[h].tolist() == [unit >= i for i in inputs]
+        assert hidden[h].tolist() == [unit >= other for other in m.tolist()]
+        assert last[:, h].tolist() == [pixel > unit for pixel in d.tolist()]
+    for i, pixel in enumerate(d.tolist()):
+        assert direct[i].tolist() == [pixel > other for other in inputs]
+
+
+def test_each_equal_slice_of_the_entropy_has_one_degree(made):
+    degrees = made["draw_degrees"](torch.arange(6), torch.full((6,), 0.5), 5)
+    assert sorted(degrees.tolist()) == [1, 2, 3, 4, 5]
+
+
+def test_the_network_is_its_formula(made):
+    model = build(made, 6, 20, 1, 0, 1)
+    x = (torch.rand(5, 6) < 0.5).double()
+    first, (one, two), last, direct = model.cut(0)
+    shifted = x - model.mean
+    h = shifted @ first.T + model.first.bias
+    inner = F.silu(h) @ one.T + model.hidden[0].bias
+    h = h + F.silu(inner) @ two.T + model.hidden[1].bias
+    logits = F.silu(h) @ last.T + model.last.bias + shifted @ direct.T
+    torch.testing.assert_close(model.logits(x), logits)
+
+
+def test_four_pixels_have_sixteen_images_and_the_leak_shows(made):
+    """The cell of the example, with networks that are drawn and not trained."""
+    images = (255 * torch.rand(300, 784)).to(torch.uint8)
+
+    def train(model, loss, data, epochs, optimizer):
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter)
+
+    names = dict(made) | {"train_data": (images, torch.zeros(300)), "train": train}
+    said = run_cell("MADE", "centre = train_images", names)
+    assert names["everything"].tolist() == every_image(4).tolist()
+    assert names["truth"].sum().item() == pytest.approx(1, abs=1e-4)
+    assert "entropy of the 16 images: 2.7" in said  # nearly 16 equal ones: log 16 = 2.77
+    assert "correct" in said and "over all 16 images is 1.0000" in said.split("leaky")[0]
+    assert "is 1.0000" not in said.split("leaky")[1]
+
+
+def test_what_is_no_likelihood_is_crossed_out_with_its_sign(made):
+    names = dict(made) | {"model": None, "validation_x": None, "orders": [0, 1]}
+    names["no_log_likelihood"] = lambda model, x, masks: torch.tensor([-88.0, -90.0])
+    cell = "crossed_out = -no_log_likelihood(many"
+    source = next(c.source for c in code_cells(ROOT / "MADE.ipynb") if cell in c.source)
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(source[source.index("many = model") :], names)
+    assert (
+        output.getvalue()
+        .replace("\u0336", "")
+        .startswith("8 orderings, conditionals averaged: 89.0")
+    )
+
+
+def test_the_scratch_runs_from_corner_to_corner(made):
+    names = dict(made) | {"raster": torch.arange(784).view(28, 28), "mean": torch.rand(784)}
+    names["short"] = lambda orders, degrees: (orders, degrees)
+    run_cell("MADE", "unscratched = ", names)
+    hole = ~names["unscratched"].view(28, 28)
+    assert hole[0, 27] and hole[27, 0] and hole[14, 13] and not hole[0, 0] and not hole[0, 22]
+    assert hole.sum() < 250
+    order = names["scratch_last"]
+    assert sorted(order.tolist()) == list(range(784))
+    assert names["unscratched"][order[: -hole.sum()]].all()
