@@ -335,3 +335,26 @@ def test_the_scratch_runs_from_corner_to_corner(made):
     order = names["scratch_last"]
     assert sorted(order.tolist()) == list(range(784))
     assert names["unscratched"][order[: -hole.sum()]].all()
+
+
+def test_the_results_are_computed_from_what_was_measured(made):
+    given = torch.log(torch.tensor([[0.2, 0.4], [0.1, 0.3]]))
+    names = dict(made) | {"given": given, "test_labels": torch.tensor([1, 0]), "wrong": 0.5}
+    names |= {"nll": torch.tensor([80.0, 82.0]), "mixture_nll": torch.tensor([79.0, 81.0])}
+    names |= {"flips": 45.0, "speed_up": 24.0, "history": [1], "single": None, "validation_x": None}
+    names |= {"log_p": lambda model, x: torch.tensor([-83.0, -85.0])}
+    said = run_cell("MADE", "results = [", names)
+    class_given = -(math.log(0.4) + math.log(0.1)) / 2
+    assert "test NLL, one ordering             81.00 ± 1.00" in said
+    assert "test NLL, mixture over classes     80.00 ± 1.00" in said
+    assert f"{class_given:.2f} ±" in said and "50.00   %" in said and " 84.00   nats" in said
+    assert f"{81 / 784 / math.log(2):.4f}" in said
+
+
+def test_the_long_trainings_model_starts_from_the_means(made):
+    images = torch.zeros(50, 784, dtype=torch.uint8)
+    images[:, :392] = 51
+    names = dict(made) | {"train_images": images}
+    said = run_cell("MADE", "single = MADE(order", names)
+    torch.testing.assert_close(names["mean"], torch.tensor([0.2] * 392 + [0.0] * 392))
+    assert "4,321,296 parameters" in said and names["single"].degrees.shape == (1, 1024)
