@@ -5,6 +5,7 @@ import lzma
 import math
 import random
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -618,3 +619,23 @@ def test_a_scored_curve_ends_once_with_all_codes(vae):
     names["log_weights"] = lambda model, x, K: torch.randn(3, K)
     run_cell("Basic_VAE", "log_ws = log_weights(model, test_x, K)", names)
     assert names["ks"] == [1, 2, 5]
+
+
+def test_random_codes_have_the_moments_of_real_ones(vae):
+    real = torch.randn(500, 3) * torch.tensor([0.1, 1.0, 5.0]) + torch.tensor([3.0, 0.0, -7.0])
+    plain = SimpleNamespace(encoder=lambda x: x, decoder=lambda z: z)
+    names = dict(vae) | {"test_x": real, "test_labels": torch.arange(500) % 10, "plain": plain}
+    names |= {"LATENT_DIM": 3, "show": lambda *a, **k: None, "save": lambda name: None}
+    run_cell("Basic_VAE", "random_codes = ", names)
+    standard = (names["random_codes"] - real.mean(0)) / real.std(0)
+    assert standard.shape == (20, 3) and standard.abs().max() < 5
+    assert ((standard.std(0) > 0.5) & (standard.std(0) < 1.6)).all()
+
+
+def test_the_plane_is_decoded_and_classes_have_their_medians(vae):
+    means = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [9.0, 9.0]])
+    names = dict(vae) | {"plane": None, "test_x": None, "test_labels": torch.tensor([1, 1, 1, 0])}
+    names |= {"encode": lambda model, x: (means, None), "decode_grid": lambda model, side: side}
+    run_cell("Basic_VAE", "side = torch.linspace", names)
+    assert names["side"][[0, 8, 16]].tolist() == pytest.approx([-2.4, 0, 2.4], abs=1e-6)
+    assert names["medians"].tolist() == [[9, 9], [2, 3]]
