@@ -639,3 +639,12 @@ def test_the_plane_is_decoded_and_classes_have_their_medians(vae):
     run_cell("Basic_VAE", "side = torch.linspace", names)
     assert names["side"][[0, 8, 16]].tolist() == pytest.approx([-2.4, 0, 2.4], abs=1e-6)
     assert names["medians"].tolist() == [[9, 9], [2, 3]]
+
+
+def test_the_model_is_paid_by_what_the_best_other_compressor_wastes(vae):
+    names = dict(vae) | {
+        "model": torch.nn.Linear(9, 10),
+        "sizes": {"bz2": 30.0, "xz": 25.0, "bits-back": 15.0},
+    }
+    said = run_cell("Basic_VAE", "model_bytes = sum(", names)
+    assert names["model_bytes"] == 400 and "pays from 40 images on" in said
