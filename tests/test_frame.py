@@ -251,13 +251,13 @@ def test_an_interrupt_keeps_the_model_and_the_history_and_says_so(vae, capsys, s
     model, history = train_coin(vae, 5, interrupted, measure=lambda model: {"p": 1.0})
     assert len(history) == rows and all(math.isfinite(row["loss"]) for row in history)
     assert history[-1]["p"] == 1.0 and model.logit.item() == places[-1] != 0
-    assert f"Interrupted in step {step + 1} of 100" in capsys.readouterr().out
+    assert f"Interrupted in epoch {rows} of 5" in capsys.readouterr().out
 
 
 def test_trainings_share_a_bar(vae, capsys):
     with vae["tqdm"](total=4) as bar:
         for _ in range(2):
-            train_coin(vae, 2, progress=bar)
+            train_coin(vae, 2, bar=bar)
         assert bar.n == 4
     assert capsys.readouterr().out == ""
 
