@@ -95,6 +95,8 @@ def network(
     raster = order.view(28, 28)
     views = [v.flip(axes) for v in (raster, raster.T) for axes in ((), 0, 1, (0, 1))]
     orders = [v.flatten() for v in views] if masks == "orderings" else [order]
+    if masks == "random":
+        orders = [torch.randperm(784, generator=torch.Generator().manual_seed(seed))]
     orders = orders * (book["CONNECTIVITIES"] if masks == "connectivities" else 1)
     undecided = mean if entropy else torch.full_like(mean, 0.5)
     seeds = range(len(orders)) if masks == "connectivities" else [0] * len(orders)
@@ -123,6 +125,7 @@ JOBS = {
     **{f"short, seed {s}": {"seed": s} for s in range(3)},
     **{f"short, flips, seed {s}": {"seed": s, "grey": False} for s in range(3)},
     **{f"short, uniform degrees, seed {s}": {"seed": s, "entropy": False} for s in range(3)},
+    **{f"short, random ordering, seed {s}": {"seed": s, "masks": "random"} for s in range(3)},
     **{f"short, shared, seed {s}": {"seed": s, "kind": "SharedMADE"} for s in range(3)},
     **{f"long, seed {s}": {"seed": s} | LONG for s in range(3)},
     "long, flips": {"grey": False} | LONG,
