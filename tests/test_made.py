@@ -813,7 +813,7 @@ def test_the_picture_of_degrees_counts_units_at_their_places(made, drawn):
     x, y = line.lines[0].get_data()
     assert x[0] == 1 and x[-1] == 784
     entropy = torch.distributions.Bernoulli(names["mean"]).entropy()
-    assert torch.allclose(torch.tensor(y), entropy)
+    torch.testing.assert_close(torch.tensor(y, dtype=entropy.dtype), entropy)
 
 
 def test_the_picture_of_the_jacobian_shows_all_and_four_rows(made, drawn):
