@@ -909,3 +909,47 @@ def test_a_pixel_that_is_always_black_has_a_finite_bias(made):
     model = made["MADE"](order[None], torch.tensor([[1, 2]]), mean, 0)
     expected = torch.tensor([0.001, 0.999, 0.5])
     torch.testing.assert_close(model.logits(torch.ones(1, 3)).sigmoid()[0], expected)
+
+
+def test_the_best_common_program_is_compared_with(made):
+    names = dict(made) | {
+        "single": torch.nn.Linear(9, 1),
+        "sizes": {"bz2": 30.0, "PNG": 100.0, "MADE": 10.0},
+    }
+    said = run_cell(
+        "MADE", "model_bytes = ", names
+    )  # 10 weights of 4 bytes, 20 bytes saved an image
+    assert "pays from 2 images on" in said
+
+
+def test_the_picture_of_what_masks_cost_shows_paired_differences(made, drawn):
+    table = {"one mask": torch.tensor([-88.0, -90.0]), "other": torch.tensor([-89.0, -91.5])}
+    run_cell("MADE", 'axis.set(xscale="symlog"', dict(made) | drawn | {"table": table})
+    (axis,) = drawn["kept"]["axes"]
+    assert [float(bar.lines[0].get_xdata()[0]) for bar in axis.containers] == [0.0, 1.25]
+
+
+def test_the_training_curve_has_a_point_for_each_epoch(made, drawn):
+    history = [
+        {"loss": 90.0, "NLL": 91.0},
+        {"loss": 88.0, "NLL": 89.0},
+        {"loss": 86.0, "NLL": 87.0},
+    ]
+    run_cell("MADE", "lowest = min(row", dict(made) | drawn | {"history": history})
+    (axis,) = drawn["kept"]["axes"]
+    assert [line.get_xdata().tolist() for line in axis.lines] == [[1, 2, 3]] * 2
+    assert axis.get_ylim() == pytest.approx((84, 106))
+
+
+def test_variants_differ_in_what_their_names_say(made):
+    import time
+
+    names = dict(made) | {"mean": torch.linspace(0.01, 0.9, 784), "HIDDEN": 20, "CONNECTIVITIES": 3}
+    names |= {"order": torch.arange(784), "degrees": "these", "seconds": {}, "time": time}
+    names["short"] = lambda orders, degrees, grey=True: (orders, degrees, grey)
+    run_cell("MADE", "eight_orderings = short", names)
+    assert names["one_mask"][1:] == (["these"], True) and names["from_flips"][2] is False
+    orders, degrees, _ = names["connectivities"]
+    assert len(orders) == len(degrees) == 3 and all(o is names["order"] for o in orders)
+    assert not degrees[0].equal(degrees[1])
+    assert len(names["eight_orderings"][0]) == len(names["eight_orderings"][1]) == 8
