@@ -92,9 +92,7 @@ def network(
     """Train a network from the start; returns it and the book."""
     book = setting(seed, **constants)
     order, mean, hidden = book["order"], book["mean"], book["HIDDEN"]
-    raster = order.view(28, 28)
-    views = [v.flip(axes) for v in (raster, raster.T) for axes in ((), 0, 1, (0, 1))]
-    orders = [v.flatten() for v in views] if masks == "orderings" else [order]
+    orders = book["from_each_corner"]() if masks == "orderings" else [order]
     if masks == "random":
         orders = [torch.randperm(784, generator=torch.Generator().manual_seed(seed))]
     orders = orders * (book["CONNECTIVITIES"] if masks == "connectivities" else 1)

@@ -9,7 +9,7 @@ import re
 import numpy
 import pytest
 import torch
-from conftest import ROOT, code_cells, run_cell
+from conftest import ROOT, run_cell
 from PIL import Image, ImageSequence
 from torch.nn import functional as F
 
@@ -636,7 +636,8 @@ def test_the_honest_file_is_written_and_read_by_the_cells_themselves(made, tmp_p
         "test_x": (torch.rand(9, 784) < 0.2).float(),
         "fixed": torch.Generator().manual_seed(0),
     }
-    said = run_cell("MADE", "def honest", names)
+    run_cell("MADE", "def honest", names)
+    said = run_cell("MADE", "written = file.write_bytes", names)
     (written,) = re.findall("(.*) bytes for 5 images", said)
     assert (
         int(written.replace(",", "")) == (tmp_path / "weights" / "MNIST-MADE.bits").stat().st_size
@@ -686,9 +687,7 @@ def test_wrong_pixels_of_opened_files_are_counted(made):
 
 def test_each_side_is_filled_by_the_ordering_that_ends_there(made):
     names = dict(made) | {"mean": torch.full((784,), 0.5), "HIDDEN": 20, "order": torch.arange(784)}
-    text = "eight_orderings = short"
-    source = next(c.source for c in code_cells(ROOT / "MADE.ipynb") if text in c.source)
-    exec(source[: source.index("eight = ")], names)
+    names["orders"] = made["from_each_corner"]()
     assert all(sorted(o.tolist()) == list(range(784)) for o in names["orders"])
     assert len({tuple(o.tolist()) for o in names["orders"]}) == 8
     orders = torch.stack(names["orders"])
@@ -720,7 +719,8 @@ def test_tables_of_masks_say_what_was_scored(made):
         "orders": [0, 1],
     }
     names["averaged"] = lambda model, x, masks: torch.tensor([-88.0, -90.0])
-    said = run_cell("MADE", "crossed_out = -averaged", names).replace("\u0336", "")
+    said = run_cell("MADE", 'print(f"{name:43s}', names)
+    said += run_cell("MADE", "crossed_out = -averaged", names).replace("\u0336", "")
     assert "coin flips                                  90.25    1.25 ± 0.25" in said
     assert "8 orderings, conditionals averaged: 89.0 is no likelihood" in said
 
@@ -832,8 +832,8 @@ def test_the_picture_of_the_jacobian_shows_all_and_four_rows(made, drawn):
 def test_pictures_of_drawing_show_what_is_drawn_when(made, drawn):
     after = torch.randint(0, 9, (100, 784))
     samples = (torch.rand(100, 784) < 0.3).float()
-    names = dict(made) | drawn | {"after": after, "single": None, "u": None}
-    names["passes"] = lambda model, u: samples[None]
+    names = dict(made) | drawn | {"after": after, "mean": torch.zeros(784)}
+    names["all_passes"] = samples[None]
     run_cell("MADE", "late = after[:10]", names)
     assert torch.equal(drawn["kept"]["images"][:10], samples[:10])
     torch.testing.assert_close(drawn["kept"]["images"][10:], after[:10] / after[:10].max())
@@ -843,9 +843,12 @@ def test_pictures_of_drawing_show_what_is_drawn_when(made, drawn):
 
     names |= {"single": Model, "samples": samples, "probabilities": samples}
     run_cell("MADE", "def partly", names)
+    assert drawn["kept"]["labels"][:4] == ["29% drawn", "50% drawn", "71% drawn", "100% drawn"]
+    run_cell("MADE", "STRIDE = ", names)
     partly = names["partly"](samples, 300)
     assert torch.equal(partly[:, :300], samples[:, :300]) and (partly[:, 300:] == 0.4).all()
     sheets = drawn["kept"]["sheets"]
+    assert len(sheets) == 60
     assert torch.equal(sheets[-1], samples[:16]) and (sheets[0][:, 17:] == 0.4).all()
 
 
@@ -947,6 +950,7 @@ def test_variants_differ_in_what_their_names_say(made):
     names = dict(made) | {"mean": torch.linspace(0.01, 0.9, 784), "HIDDEN": 20, "CONNECTIVITIES": 3}
     names |= {"order": torch.arange(784), "degrees": "these", "seconds": {}, "time": time}
     names["short"] = lambda orders, degrees, grey=True: (orders, degrees, grey)
+    run_cell("MADE", "def from_each_corner", names)
     run_cell("MADE", "eight_orderings = short", names)
     assert names["one_mask"][1:] == (["these"], True) and names["from_flips"][2] is False
     orders, degrees, _ = names["connectivities"]
