@@ -7,6 +7,7 @@ K = 100, 2,000 random images; all else is of all 10,000. GFLOP/s count the matri
 """
 
 import argparse
+import copy
 import math
 import os
 import resource
@@ -103,14 +104,17 @@ def lagrangian_vae(book, watch):
     """The plain model, then the one with maximal information."""
     prior = book["Mixture"](book["LATENT_DIM"], book["COMPONENTS"])
     model = book["VAE"](book["LATENT_DIM"], book["ENCODER"], book["DECODER"], prior).to(device)
-    options = {"betas": (0.9, 0.99), "fused": True}
-    optimizer = torch.optim.AdamW(model.parameters(), book["LEARNING_RATE"], **options)
-    train(book, watch, model, book["negative_elbo"], book["EPOCHS"], optimizer)
-    baseline = book["held_out_terms"](model, book["validation_x"]).sum(0)
+    train(
+        book,
+        watch,
+        model,
+        book["negative_elbo"],
+        book["EPOCHS"],
+        book["adamw"](model, book["LEARNING_RATE"]),
+    )
     multiplier = book["Multiplier"](book["EPSILON"] - book["MARGIN"])
-    loss = book["lagrangian"]("distortion", multiplier, baseline)
-    optimizer = torch.optim.AdamW(model.parameters(), book["CONSTRAINED_RATE"], **options)
-    final = book["CONSTRAINED_FINAL"]
+    loss = book["constrained"]("distortion", multiplier, copy.deepcopy(model))
+    optimizer, final = book["adamw"](model, book["GOING_RATE"]), book["GOING_FINAL"]
     return train(book, watch, model, loss, book["CONSTRAINED_EPOCHS"], optimizer, final=final)
 
 
@@ -220,8 +224,9 @@ def prepare(notebook, share=1.0, width=1.0):
     book = definitions(ROOT / f"{notebook}.ipynb")
     training, *held_out = book["load_images"]("MNIST", ROOT / "data")
     fixed = torch.Generator().manual_seed(2026)
-    for name, (images, _) in zip(("test_x", "validation_x"), held_out[::-1], strict=True):
-        book[name] = book["binarise"](images, fixed).to(device)
+    for name, (images, labels) in zip(("test", "validation"), held_out[::-1], strict=True):
+        book[f"{name}_x"] = book["binarise"](images, fixed).to(device)
+        book[f"{name}_labels"] = labels
     book |= {"device": device, "data": [part.to(device) for part in training]}
     for name, factor in (("EPOCHS", share), ("CONSTRAINED_EPOCHS", share), ("HIDDEN", width)):
         book[name] = max(1, round(factor * book.get(name, 0)))

@@ -19,6 +19,7 @@ NOTEBOOKS = sorted(ROOT.glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 SMALL = {"DATASET": "digits", "EPOCHS": 2, "SHORT_EPOCHS": 1, "CONSTRAINED_EPOCHS": 2}
 SMALL |= {"COMPONENTS": 5, "K": 20, "HIDDEN": 32, "ENCODER": [32, 1], "DECODER": [32, 1]}
+SMALL |= {"SHORT_STEPS": 20, "SMALL_EPOCHS": 1, "PRICE_EPOCHS": 1, "MMD_EPOCHS": 1}
 SMALL |= {"TEXTBOOK_STEPS": 20, "CODED": 20, "CLASS_EPOCHS": 1, "FORGED": 3}
 
 

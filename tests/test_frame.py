@@ -350,6 +350,7 @@ def test_no_function_mixes_devices(vae, made, lagrangian_vae, monkeypatch):
             learned = lagrangian_vae["VAE"](3, (8, 1), (8, 1), prior)
             masks = torch.arange(784).expand(2, 784), torch.arange(1, 9).expand(2, 8), x[0]
             masked, c = made["MADE"](*masks, 1, 2), torch.rand(6, 2)
+            judge = lagrangian_vae["lenet"](2)
         results = [*vae["vae_terms"](plain, x), vae["importance_weighted"](plain, x, 2)]
         results += [vae["circle"](z, z), vae["paths"](z, z), vae["fill_in"](plain, x, x[0] > 0, 2)]
         results += [vae["dimension_rates"](plain, x), vae["move"](z[0], [0, 2])]
@@ -362,8 +363,13 @@ def test_no_function_mixes_devices(vae, made, lagrangian_vae, monkeypatch):
                 *lagrangian_vae["terms"](model, x),
                 lagrangian_vae["held_out_terms"](model, x),
             ]
-        for gaussians in (prior.gaussians(), lagrangian_vae["standard"](3)):
-            results.append(lagrangian_vae["mmd"](z, gaussians, 1.0))
+            results += [
+                lagrangian_vae["averaged_terms"](model, x),
+                lagrangian_vae["returned"](model, x),
+            ]
+            results += [lagrangian_vae["drawn"](model, z), lagrangian_vae["prior_codes"](model, 5)]
+        results.append(lagrangian_vae["mmd"](z, 1.0))
+        results.append(lagrangian_vae["features"](judge, x))
         results += [made["log_p"](masked, x, 1, c), made["log_p_given_class"](masked, x)]
         results.append(made["distort"](x))
         with pytest.raises(DynamicOutputShapeException):  # finished images leave, after a pass

@@ -23,6 +23,7 @@ from pictures import side_by_side
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
 QUICK = {"EPOCHS": 2, "SHORT_EPOCHS": 1, "CONSTRAINED_EPOCHS": 2, "K": 50}
+QUICK |= {"SHORT_STEPS": 100, "SMALL_EPOCHS": 1, "PRICE_EPOCHS": 1, "MMD_EPOCHS": 1}
 QUICK |= {"TEXTBOOK_STEPS": 100, "CODED": 50, "CLASS_EPOCHS": 1, "FORGED": 10}
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # in Colab, in JupyterLab
 
