@@ -342,6 +342,7 @@ def test_small_models_are_trained_by_weight_or_by_bound(lagrangian_vae, monkeypa
 
 def test_what_is_near_is_counted(lagrangian_vae):
     assert lagrangian_vae["near"]([16.0, 16.2, 16.4, 15.8, 15.6], 16.0) == 3
+    assert lagrangian_vae["near"]([0.3, -0.3, 0.31], 0.0) == 2
 
 
 def test_beta_is_the_weight_of_the_rate(lagrangian_vae):
@@ -404,6 +405,7 @@ VERDICTS = [
     (2.2, [20.0, 100.0, 100.0], (0.5, 0.1), "violated, but the control is lower"),
     (1.0, [20.0, 100.0, 100.0], (0.05, 0.1), "INFEASIBLE"),
     (1.0, [20.0, 100.0, 100.0], (-0.3, 0.1), "INFEASIBLE"),
+    (1.0, [20.0, 100.0, 100.0], (0.5, 0.25), "INFEASIBLE"),
 ]
 
 
@@ -688,6 +690,7 @@ def test_the_price_is_measured_around_each_solution(lagrangian_vae):
     names["averaged_terms"] = lambda model, x: torch.tensor(model).repeat(2, 1).T
     names["validation_x"] = None
     said = run_cell("Lagrangian_VAE", "ends = [", names)
+    assert "−ELBO 90.00 and 92.00, distortion 54.00 and 53.00" in said
     assert (
         "slope -0.500, −λ = -0.500, ratio 1.00" in said
         and "slope -1.500, −λ = -2.000, ratio 0.75" in said
