@@ -550,7 +550,7 @@ def test_what_is_near_is_of_the_rates_on_test_images(lagrangian_vae):
     names |= {"cases": dict.fromkeys("abc"), "asked": 10.0}
     lines = run_cell("Lagrangian_VAE", "counts = [", names).splitlines()
     assert lines[2].split() == ["b", "10.20", "9.90", "9.80", "2.00"]
-    assert lines[-1].split() == ["near", "2", "of", "3", "3", "of", "3"]
+    assert lines[-1].split() == ["near,", "of", "3", "2", "3", "3"]
 
 
 def test_small_models_get_their_weights_and_bounds(lagrangian_vae):
