@@ -9,7 +9,6 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 FILES = {
     "train-images-idx3-ubyte": (60, 28, 28),
@@ -336,44 +335,3 @@ def test_figures_and_animations_are_the_same_bytes_each_time(vae, tmp_path, monk
         corner = numpy.array(loop.convert("L"))[2:58, 2:58]
     large = sheets[3, 0].view(28, 28).repeat_interleave(2, 0).repeat_interleave(2, 1)
     assert (corner == 17 * (15 - 15 * large).round().numpy()).all()
-
-
-@pytest.mark.skipif(torch.__version__ < "2.14", reason="with PyTorch 2.7 this asks a real GPU")
-def test_no_function_mixes_devices(vae, made, lagrangian_vae, monkeypatch):
-    """On a pretended GPU: tensors without values, which know their device and refuse another's."""
-    monkeypatch.setitem(lagrangian_vae, "device", torch.device("cuda"))
-    with FakeTensorMode():
-        with torch.device("cuda"):
-            x, z, u = torch.rand(6, 784), torch.rand(6, 3), torch.rand(6, 784)
-            plain, flat = (vae["VAE"](d, (8, 1), (8, 1)) for d in (3, 2))
-            prior = lagrangian_vae["Mixture"](3, 2)
-            learned = lagrangian_vae["VAE"](3, (8, 1), (8, 1), prior)
-            masks = torch.arange(784).expand(2, 784), torch.arange(1, 9).expand(2, 8), x[0]
-            masked, c = made["MADE"](*masks, 1, 2), torch.rand(6, 2)
-            judge = lagrangian_vae["lenet"](2)
-        results = [*vae["vae_terms"](plain, x), vae["importance_weighted"](plain, x, 2)]
-        results += [vae["circle"](z, z), vae["paths"](z, z), vae["fill_in"](plain, x, x[0] > 0, 2)]
-        results += [vae["dimension_rates"](plain, x), vae["move"](z[0], [0, 2])]
-        results += [vae["spread"](z, 1.0), vae["decode_grid"](flat, z[:, 0])]
-        results += [*vae["encode"](plain, x), vae["decode"](plain, z), vae["binarise"](x)]
-        for model in (plain, learned):
-            log_ws = vae["log_weights"](model, x, 4)
-            results += [log_ws, vae["importance_bound"](log_ws, 2), model.prior().sample((5,))]
-            results += [
-                *lagrangian_vae["terms"](model, x),
-                lagrangian_vae["held_out_terms"](model, x),
-            ]
-            results += [
-                lagrangian_vae["averaged_terms"](model, x),
-                lagrangian_vae["returned"](model, x),
-            ]
-            results += [lagrangian_vae["drawn"](model, z), lagrangian_vae["prior_codes"](model, 5)]
-        results.append(lagrangian_vae["mmd"](z, 1.0))
-        results.append(lagrangian_vae["features"](judge, x))
-        results += [made["log_p"](masked, x, 1, c), made["log_p_given_class"](masked, x)]
-        results.append(made["distort"](x))
-        with pytest.raises(DynamicOutputShapeException):  # finished images leave, after a pass
-            made["sample"](masked, u, 1, c, x[0] > 0, x)
-        assert {result.device.type for result in results} == {"cuda"}
-        with pytest.raises(RuntimeError, match="device"):
-            plain.p(torch.zeros(6, 3))

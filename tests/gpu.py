@@ -1,0 +1,133 @@
+"""A pretended GPU that computes: tensors which know that they are elsewhere, and refuse those that are here."""
+
+import contextlib
+import re
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_flatten, tree_map
+
+GPU = torch.device(
+    "lazy"
+)  # a device that PyTorch knows, has no code for, and differentiates without its streams
+COPIES = "aten::_to_copy", "aten::copy_"
+INDEXING = "aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"
+TO_THE_CPU = "aten::_local_scalar_dense", "aten::equal"
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor on the pretended GPU; its numbers are `held` on the CPU."""
+
+    @staticmethod
+    def __new__(cls, held):
+        options = {"strides": held.stride(), "storage_offset": held.storage_offset()}
+        options |= {"dtype": held.dtype, "device": GPU, "requires_grad": held.requires_grad}
+        return torch.Tensor._make_wrapper_subclass(cls, held.size(), **options)
+
+    def __init__(self, held):
+        self.held = held
+
+    def __repr__(self):
+        return f"Elsewhere({self.held})"
+
+    def __format__(self, spec):
+        return format(self.held, spec)
+
+    def __bool__(self):
+        return bool(self.held)
+
+    def tolist(self):
+        return self.held.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, arguments=(), options=None):
+        return compute(function, arguments, options or {})
+
+
+class Mode(TorchDispatchMode):
+    """Where it is on, tensors that are made on the pretended GPU are made, too."""
+
+    _mode_key = torch._C._TorchDispatchModeKey.FAKE  # so that no real GPU is asked for
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        return compute(function, arguments, options or {})
+
+
+def compute(function, arguments, options):
+    """The operation on the numbers held; its result is where its arguments are, or where it is asked for."""
+    name = function._schema.name
+    tensors = [part for part in tree_flatten((arguments, options))[0] if torch.is_tensor(part)]
+    there = [tensor for tensor in tensors if isinstance(tensor, Elsewhere)]
+    here = [tensor for tensor in tensors if not isinstance(tensor, Elsewhere) and tensor.ndim > 0]
+    if name in INDEXING and isinstance(arguments[0], Elsewhere):
+        here = [value for value in arguments[2:3] if any(value is tensor for tensor in here)]
+    if there and here and name not in COPIES:
+        shapes = [tuple(tensor.shape) for tensor in here], [tuple(tensor.shape) for tensor in there]
+        raise RuntimeError(f"{function}: shapes {shapes[0]} on the CPU, {shapes[1]} on the GPU")
+
+    device = options.get("device")
+    if device is not None:
+        options = options | {"device": torch.device("cpu")}
+    gpu = torch.device(device).type == GPU.type if device is not None else bool(there)
+    if name == "aten::copy_":
+        gpu = isinstance(arguments[0], Elsewhere)
+
+    def held(part):
+        return part.held if isinstance(part, Elsewhere) else part
+
+    result = function(*tree_map(held, arguments), **tree_map(held, options))
+    if not gpu or name in TO_THE_CPU:
+        return result
+    wrap = lambda part: Elsewhere(part) if torch.is_tensor(part) else part  # noqa: E731
+    result = tree_map(wrap, result)
+    if there:  # views and results in place stay what they are
+        return return_and_correct_aliasing(function, arguments, options, result)
+    return result
+
+
+def moved(make):
+    """A function that makes a tensor of data, by the CPU and a copy: PyTorch's own asks the real device."""
+
+    def new(data, *arguments, device=None, **options):
+        tensor = make(data, *arguments, **options)
+        return tensor if device is None else tensor.to(device)
+
+    return new
+
+
+def without(function, name):
+    return lambda *arguments, **options: function(
+        *arguments, **{key: value for key, value in options.items() if key != name}
+    )
+
+
+@contextlib.contextmanager
+def pretended(monkeypatch):
+    """PyTorch with a GPU that is none, in float32."""
+    nothing = lambda *_, **__: contextlib.nullcontext()  # noqa: E731
+    save = torch.save
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: GPU)
+    monkeypatch.setattr(torch, "autocast", nothing)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+    monkeypatch.setattr(torch.random, "fork_rng", nothing)
+    monkeypatch.setattr(torch, "tensor", moved(torch.tensor))
+    monkeypatch.setattr(torch, "as_tensor", moved(torch.as_tensor))
+    monkeypatch.setattr(torch.optim, "AdamW", without(torch.optim.AdamW, "fused"))
+    monkeypatch.setattr(
+        torch, "save", lambda state, file: save({n: t.cpu() for n, t in state.items()}, file)
+    )
+    with Mode():
+        yield
+
+
+def run(cells, parameters, monkeypatch):
+    """Run a notebook's code cells with small parameters; an exception names its cell."""
+    names = {"__name__": "__main__"}
+    with pretended(monkeypatch):
+        for number, cell in enumerate(cells):
+            # A list as an index becomes a tensor of the device by itself; here it has to be one.
+            source = re.sub(r"(?<=[\w\]])\[\[([\d, ]+)\]\]", r"[torch.tensor([\1])]", cell.source)
+            exec(compile(source, f"code cell {number}", "exec"), names)
+            if "parameters" in cell.metadata.get("tags", []):
+                names |= {name: value for name, value in parameters.items() if name in names}
+    return names
