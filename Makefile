@@ -10,7 +10,7 @@ CPU ?= $(shell [ "$$(uname)" = Linux ] && [ ! -e /proc/driver/nvidia ] && ! comm
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := all
-.PHONY: all quick lab test bench sync format clean help
+.PHONY: all quick lab test bench book sync format clean help
 
 all: .venv/run.stamp ## run the notebooks top to bottom on MNIST, in place, and rewrite images/
 	$(VENV) tools/run.py --dataset $(DATASET) $(NOTEBOOKS)
@@ -24,10 +24,13 @@ lab: .venv/run.stamp ## open the notebooks in JupyterLab
 test: .venv/dev.stamp ## lint, and run the tests
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
-	$(VENV) -m pytest
+	$(VENV) -m pytest -n auto --dist loadgroup
 
 bench: .venv/run.stamp ## race other people's recipes for the same time; BENCH=--growth shows how cost grows
 	$(VENV) benchmarks/benchmark.py $(BENCH)
+
+book: .venv/dev.stamp ## make an HTML book of the notebooks as they are, in build/book/html
+	$(VENV) tools/book.py
 
 sync: .venv/run.stamp ## carry the shared cells of one notebook, FROM=Basic_VAE.ipynb, to the others
 	$(VENV) tools/sync.py $(FROM)
@@ -47,7 +50,7 @@ help: ## list the commands
 .venv/run.stamp: requirements.txt
 	$(call install,requirements.txt)
 
-.venv/dev.stamp: requirements-dev.txt .venv/run.stamp
+.venv/dev.stamp: requirements-dev.txt requirements-book.txt .venv/run.stamp
 	$(call install,requirements-dev.txt)
 
 define install

@@ -1,5 +1,8 @@
 import contextlib
 import io
+import os
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,15 +11,19 @@ import nbformat
 import pytest
 import torch
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several side by side: one thread each, kernels included
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 matplotlib.use("agg")
 torch.distributions.Distribution.set_default_validate_args(False)  # as the notebooks do
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT / folder) for folder in ("tools", "benchmarks")]
 
 from definitions import definitions  # noqa: E402
 
 NOTEBOOKS = sorted(ROOT.glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SMALL = {"DATASET": "digits", "EPOCHS": 2, "SHORT_EPOCHS": 1, "CONSTRAINED_EPOCHS": 2}
 SMALL |= {"COMPONENTS": 5, "K": 20, "HIDDEN": 32, "ENCODER": [32, 1], "DECODER": [32, 1]}
 SMALL |= {"SHORT_STEPS": 20, "SMALL_EPOCHS": 1, "PRICE_EPOCHS": 1, "MMD_EPOCHS": 1}
@@ -25,6 +32,13 @@ SMALL |= {"TEXTBOOK_STEPS": 20, "CODED": 20, "CLASS_EPOCHS": 1, "FORGED": 3}
 
 def code_cells(path):
     return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+
+
+def count_formulas(path):
+    """How many formulas stand in the markdown of a notebook."""
+    cells = nbformat.read(path, as_version=4).cells
+    markdown = [re.sub(r"`.*?`", "", c.source) for c in cells if c.cell_type == "markdown"]
+    return sum(len(re.findall(r"\$\$.+?\$\$|\$.+?\$", text, flags=re.S)) for text in markdown)
 
 
 def run_cell(stem, text, names):
@@ -55,6 +69,19 @@ def made():
 @pytest.fixture(scope="session")
 def lagrangian_vae():
     return book("Lagrangian_VAE")
+
+
+@pytest.fixture(scope="module")
+def page():
+    """A page of a Chromium or Chrome of the system, empty."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the PATH")
+    with playwright.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium.new_page(viewport={"width": 1280, "height": 1000})
+        chromium.close()
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,10 @@ import time
 import nbformat
 import papermill
 import pytest
-from conftest import ROOT, SMALL, each_notebook
+from conftest import ROOT, SMALL, count_formulas, each_notebook
 from run import select
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+pytestmark = pytest.mark.xdist_group("lab")
 FINISHED = """() => {
     const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputArea .jp-InputPrompt")];
     return prompts.every(p => /^\\[\\d+\\]:$/.test(p.textContent.trim()))
@@ -34,19 +34,11 @@ STARTED = "() => [...document.querySelectorAll('.jp-InputPrompt')].some(p => /[\
 
 
 @pytest.fixture(scope="module")
-def page():
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the PATH")
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 1280, "height": 1000})
-        # Whatever JupyterLab asks when it starts (which kernel, say), its own proposal is right.
-        dialog = page.locator(".jp-Dialog")
-        page.add_locator_handler(dialog, lambda it: it.locator(".jp-mod-accept").click())
-        yield page
-        chromium.close()
+def page(page):
+    # Whatever JupyterLab asks when it starts (which kernel, say), its own proposal is right.
+    dialog = page.locator(".jp-Dialog")
+    page.add_locator_handler(dialog, lambda it: it.locator(".jp-mod-accept").click())
+    return page
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +82,7 @@ def lab(tmp_path_factory):
 
 @each_notebook
 def test_every_formula_renders(path, lab, page):
-    cells = nbformat.read(path, as_version=4).cells
-    markdown = [re.sub(r"`.*?`", "", c.source) for c in cells if c.cell_type == "markdown"]
-    formulas = sum(len(re.findall(r"\$\$.+?\$\$|\$.+?\$", text, flags=re.S)) for text in markdown)
+    formulas = count_formulas(path)
     page.goto(f"{lab}/{path.name}?reset&token=reader")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
     rendered = ".jp-MarkdownOutput mjx-container"
