@@ -1,9 +1,14 @@
 """Nats after the same seconds, ours and other people's recipes, and how cost grows: `make bench`.
 
+    python benchmarks/benchmark.py                     the race
+    python benchmarks/benchmark.py --growth            ours, with other epochs, widths and numbers of images
+    python benchmarks/benchmark.py --only NAME --seconds 3600    one recipe for so long
+
 Each training is a process of its own, one at a time, with seed 0, on the same 50,000 images; its watch stops while the
-model is scored. Ours are the notebooks' own functions. The recipes are written anew in float32, with their authors'
-networks, optimisers and batch sizes, on images binarised afresh at each step, without worker processes. NLL of a VAE:
-K = 100, 2,000 random images; all else is of all 10,000. GFLOP/s count the matrix products of our training steps.
+model is scored. Ours are the notebooks' own functions. The recipes are written anew, with their authors' networks,
+optimisers and batch sizes, on images binarised afresh at each step; each runs in float32, as it was written, and under
+autocast, as ours do. NLL of a VAE: K = 100, 2,000 random images; all else is of all 10,000. GFLOP/s count the matrix
+products of our training steps.
 """
 
 import argparse
@@ -15,6 +20,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -37,10 +43,10 @@ COUNTED = 10  # steps whose operations are counted: each tenth of a training has
 
 
 class Watch:
-    """Seconds of training and, at times in a ratio of 1.6 and in the end, the nats of the model."""
+    """Seconds of training and, at times in a constant ratio and in the end, the nats of the model."""
 
-    def __init__(self, score, limit):
-        self.score, self.limit, self.due = score, limit, 2.0
+    def __init__(self, score, limit, ratio):
+        self.score, self.limit, self.ratio, self.due = score, limit, ratio, 2.0
         self.spent, self.epochs, self.operations, self.points = 0.0, 0, 0, []
 
     def go(self):
@@ -56,7 +62,7 @@ class Watch:
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 self.points.append((self.spent, self.score(model)))
-            self.due = 1.6 * self.spent
+            self.due = self.ratio * self.spent
             self.go()
         return self.spent >= self.limit
 
@@ -118,17 +124,20 @@ def lagrangian_vae(book, watch):
     return train(book, watch, model, loss, book["CONSTRAINED_EPOCHS"], optimizer, final=final)
 
 
-def follow(book, watch, model, loss, batch_size, files, *optimizers):
-    """The recipes' loop, over torchvision's files behind a DataLoader or over images in memory."""
+def follow(book, watch, model, loss, batch_size, workers, *optimizers):
+    """The recipes' loop, over images in memory or, if there is a number of workers, files behind a DataLoader."""
     images = book["data"][0].float() / 255
     mnist = datasets.MNIST(ROOT / "data", transform=transforms.ToTensor())
-    loader = DataLoader(Subset(mnist, range(len(images))), batch_size, shuffle=True)
+    rows = Subset(mnist, range(len(images)))
+    loader = DataLoader(rows, batch_size, shuffle=True, num_workers=workers or 0)
+    cast = torch.autocast(device.type, torch.bfloat16, enabled=book["has_bfloat16"]())
     watch.go()
     while True:
         rows = torch.randperm(len(images), device=device).split(batch_size)
-        for batch in loader if files else rows:
-            x = batch[0].flatten(1).to(device) if files else images[batch]
-            nats = loss(model, (torch.rand_like(x) < x).float()).mean()
+        for batch in rows if workers is None else loader:
+            x = images[batch] if workers is None else batch[0].flatten(1).to(device)
+            with cast:
+                nats = loss(model, (torch.rand_like(x) < x).float()).mean()
             model.zero_grad()
             nats.backward()
             for optimizer in optimizers:
@@ -144,10 +153,10 @@ def examples(book, watch):
     model.encoder, model.decoder = MLP(784, [400, 40]), MLP(20, [400, 784])
     optimizer = torch.optim.Adam(model.to(device).parameters(), 1e-3)
     loss = lambda model, x: sum(book["vae_terms"](model, x))  # noqa: E731
-    return follow(book, watch, model, loss, 128, True, optimizer)
+    return follow(book, watch, model, loss, 128, 0, optimizer)
 
 
-def one_hidden_layer(book, watch, hidden, batch_size, files, decay):
+def one_hidden_layer(book, watch, hidden, batch_size, workers, decay):
     """A MADE with ReLU, uniform degrees, a random ordering; masks are computed once.
 
     github.com/karpathy/pytorch-made, run.py, whose learning rate would fall after 45 epochs, and
@@ -160,11 +169,11 @@ def one_hidden_layer(book, watch, hidden, batch_size, files, decay):
 
     def logits(x, k=0, c=None):
         h = relu(linear(x, model[0].weight * first, model[0].bias))
-        return linear(h, model[3].weight * last, model[3].bias)
+        return linear(h, model[3].weight * last, model[3].bias).float()
 
     model.logits = logits
     loss = lambda model, x: -book["log_conditionals"](model, x).sum(1)  # noqa: E731
-    return follow(book, watch, model, loss, batch_size, files, optimizer)
+    return follow(book, watch, model, loss, batch_size, workers, optimizer)
 
 
 def lagvae(book, watch):
@@ -179,7 +188,8 @@ def lagvae(book, watch):
     ascent = torch.optim.RMSprop([model.prices], 1e-4, alpha=0.9, maximize=True)
 
     def kernel(a, b):
-        return torch.exp(-(torch.cdist(a, b) ** 2) / 64**2).mean()
+        with torch.autocast(device.type, enabled=False):
+            return torch.exp(-(torch.cdist(a, b) ** 2) / 64**2).mean()
 
     def loss(model, x):
         q = model.q(x)
@@ -191,20 +201,23 @@ def lagvae(book, watch):
         model.prices.data.clamp_(1e-3, 100)
         return distortion + model.prices[0] * excess + model.prices[1] * mmd
 
-    return follow(book, watch, model, loss, 250, False, descent, ascent)
+    return follow(book, watch, model, loss, 250, None, descent, ascent)
 
 
 RACES = {  # what trains, and its further arguments
     "Basic_VAE": {"ours": (basic_vae,), "pytorch/examples": (examples,)},
     "MADE": {
         "ours": (made,),
-        "karpathy/pytorch-made": (one_hidden_layer, 500, 100, False, 1e-4),
-        "EugenHotaj/pytorch-generative": (one_hidden_layer, 8000, 64, True, 0),
+        "karpathy/pytorch-made": (one_hidden_layer, 500, 100, None, 1e-4),
+        "EugenHotaj/pytorch-generative": (one_hidden_layer, 8000, 64, 0, 0),
     },
     "Lagrangian_VAE": {"ours": (lagrangian_vae,), "ermongroup/lagvae": (lagvae,)},
 }
-SHARES = (1, 1), (0.2, 1), (0.1, 1)  # of the epochs, of the width
-GROWTH = (0.25, 1), (0.5, 1), (1, 1), (2, 1), (1, 0.25), (1, 0.5), (1, 2)
+WHOLE = {"share": 1.0, "width": 1.0, "count": None}
+SHARES = [WHOLE | {"share": share} for share in (1.0, 0.2, 0.1)]  # of the epochs
+GROWTH = [WHOLE | {"share": share} for share in (0.25, 0.5, 1.0, 2.0)]
+GROWTH += [WHOLE | {"width": width} for width in (0.25, 0.5, 2.0)]
+GROWTH += [WHOLE | {"count": count} for count in (10_000, 25_000)]  # images, at equal steps
 
 
 def score(book, model, x):
@@ -218,29 +231,40 @@ def score(book, model, x):
     return {"NLL": -bound(log_ws, 100).mean().item(), "-ELBO": -bound(log_ws, 1).mean().item()}
 
 
-def prepare(notebook, share=1.0, width=1.0):
-    """The notebook's definitions with its data, and with other epochs and widths."""
+def prepare(notebook, share=1.0, width=1.0, count=None, seed=0):
+    """The notebook's definitions with its data, and with other epochs, widths or numbers of training images."""
     torch.distributions.Distribution.set_default_validate_args(False)  # as the notebooks do
     book = definitions(ROOT / f"{notebook}.ipynb")
     training, *held_out = book["load_images"]("MNIST", ROOT / "data")
     fixed = torch.Generator().manual_seed(2026)
     for name, (images, labels) in zip(("test", "validation"), held_out[::-1], strict=True):
         book[f"{name}_x"] = book["binarise"](images, fixed).to(device)
-        book[f"{name}_labels"] = labels
-    book |= {"device": device, "data": [part.to(device) for part in training]}
-    for name, factor in (("EPOCHS", share), ("CONSTRAINED_EPOCHS", share), ("HIDDEN", width)):
+        book[f"{name}_images"], book[f"{name}_labels"] = images, labels
+    some = torch.randperm(len(training[0]), generator=torch.Generator().manual_seed(0))[:count]
+    if count is None:
+        some = slice(None)
+    longer = len(training[0]) / len(training[0][some])  # as many steps with fewer images
+    book |= {"device": device, "data": [part[some].to(device) for part in training]}
+    book |= {"training": training, "SEED": seed}
+    for name, factor in (
+        ("EPOCHS", share * longer),
+        ("CONSTRAINED_EPOCHS", share * longer),
+        ("HIDDEN", width),
+    ):
         book[name] = max(1, round(factor * book.get(name, 0)))
     for name in ("ENCODER", "DECODER"):
         book[name] = [round(width * book[name][0]), book[name][1]] if name in book else None
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return book
 
 
-def run(notebook, racer, share, width, limit, part):
+def run(notebook, racer, size, limit, part, bfloat16=None, seed=0):
     """One training: its points (seconds, nats), the rate of operations, and peak memory (of Linux)."""
     sys.stdout = open(os.devnull, "w")  # no progress bars
-    book = prepare(notebook, share, width)
-    watch = Watch(lambda model: score(book, model, book[part]), limit)
+    book = prepare(notebook, **size, seed=seed)
+    book["BFLOAT16"] = bfloat16
+    ratio = 1.1 if "evaluate" in book else 1.6  # scores that are cheap are taken more often
+    watch = Watch(lambda model: score(book, model, book[part]), limit, ratio)
     watch.go()
     racer, *arguments = RACES[notebook][racer]
     watch(racer(book, watch, *arguments), last=True)
@@ -248,43 +272,111 @@ def run(notebook, racer, share, width, limit, part):
     return watch.points, watch.epochs, watch.operations / watch.spent, memory * 1024 / 1e9
 
 
+def alone(*job):
+    """The same, in a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(run, *job).result()
+
+
+def line(notebook, name, size, result):
+    """A row of a table."""
+    points, epochs, operations, memory = result
+    seconds, values = points[-1]
+    nats = ", ".join(f"{key} {value:.2f}" for key, value in values.items())
+    speed = f"{operations / 1e9:.0f}" if operations else "–"
+    images = size["count"] or "all"
+    return (
+        f"{notebook} | {name} | {epochs:.0f} | {size['width']:g} | {images} | {seconds:.1f} | {nats} "
+        f"| {speed} | {memory:.2f}"
+    )
+
+
+BOUND = 90.8  # on −ELBO, of both Lagrangian recipes
+
+
+def reached(points, bound=BOUND):
+    """The seconds after which −ELBO was first seen at its bound, or None."""
+    return next((round(time) for time, values in points if values["-ELBO"] <= bound), None)
+
+
+def race(share, part="test_x"):
+    """All recipes, one after the other, for the seconds of ours; and a picture."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 5.4), layout="constrained")
+    axes[0].set_ylabel("nats per test image")
+    for axis, (notebook, racers) in zip(axes, RACES.items(), strict=True):
+        limit = math.inf
+        jobs = [("ours", size, None) for size in SHARES]
+        jobs += [(name, WHOLE, cast) for name in racers if name != "ours" for cast in (False, True)]
+        for name, size, cast in jobs:
+            size = size | {"share": share * size["share"]}
+            result = alone(notebook, name, size, limit, part, cast)
+            points, epochs, *_ = result
+            if name == "ours":
+                limit = min(limit, points[-1][0]) if size["share"] == share else limit
+            label = name if name == "ours" else f"{name}, {'bfloat16' if cast else 'float32'}"
+            print(line(notebook, label, size, result), flush=True)
+
+            key = "NLL" if "NLL" in points[-1][1] else "-ELBO"
+            if key == "-ELBO":
+                print(f"  the bound of {BOUND} is reached after: {reached(points)} s", flush=True)
+            path = [[time for time, _ in points], [values[key] for _, values in points]]
+            style = {"ours": "o-"}.get(name, "s--" if cast else "x:")
+            axis.plot(*path, style, label=f"{label}, {epochs:.0f} epochs")
+        if key == "-ELBO":
+            axis.axhline(
+                BOUND, color="black", linestyle=":", label="the bound that both shall keep"
+            )
+        axis.set(title=f"{notebook}: {key}", xscale="log", xlabel="seconds", ylim=(80, 140))
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=8)
+    if share == 1:
+        figure.savefig(ROOT / "benchmarks" / "race.png", metadata={"Software": None})
+
+
+def growth(share, seeds, jobs):
+    """Ours with other epochs, widths and numbers of images, scored on validation images."""
+    tasks = [(book, size, seed) for seed in seeds for book in RACES for size in GROWTH]
+    with ThreadPool(jobs) as pool:
+
+        def do(task):
+            notebook, size, seed = task
+            size = size | {"share": share * size["share"]}
+            result = alone(notebook, "ours", size, math.inf, "validation_x", None, seed)
+            print(line(notebook, f"ours, seed {seed}", size, result), flush=True)
+
+        pool.map(do, tasks, chunksize=1)
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--growth", action="store_true", help="ours, with other epochs and widths")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--growth", action="store_true", help="ours, of other sizes")
     parser.add_argument("--share", type=float, default=1.0, help="of the notebooks' epochs, to try")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of --growth")
+    parser.add_argument("--jobs", type=int, default=1, help="of --growth, side by side")
+    parser.add_argument("--only", help="one recipe, in float32 as it was written")
+    parser.add_argument("--autocast", action="store_true", help="of --only: in bfloat16, as ours")
+    parser.add_argument("--seconds", type=float, default=3600, help="how long --only trains")
     options = parser.parse_args()
-    part = "validation_x" if options.growth else "test_x"
-    print(f"{part}; {torch.get_num_threads()} threads, {device}, torch {torch.__version__}")
+    print(f"{torch.get_num_threads()} threads, {device}, torch {torch.__version__}")
+    print(
+        "notebook | recipe | epochs | width | images | seconds | nats | GFLOP/s | peak memory, GB"
+    )
+    if options.growth:
+        return growth(options.share, options.seeds, options.jobs)
+    if options.only:
+        (notebook,) = [book for book, racers in RACES.items() if options.only in racers]
+        job = notebook, options.only, WHOLE, options.seconds, "test_x", options.autocast
+        result = alone(*job)
+        print(line(notebook, options.only, WHOLE, result))
+        for seconds, values in result[0]:
+            print(f"  {seconds:.0f} s: {values}")
+        return
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.randn(2048, 2048, device=device, dtype=dtype)
         timer = Timer("a @ a", globals={"a": a}, num_threads=torch.get_num_threads())
         print(f"{dtype}: {2 * 2048**3 / timer.blocked_autorange().median / 1e9:.0f} GFLOP/s")
-    print("notebook | recipe | epochs | width | seconds | nats | GFLOP/s | peak memory, GB")
-    figure, axes = plt.subplots(1, 3, figsize=(11, 5), layout="constrained")
-    axes[0].set_ylabel("nats per test image")
-    for axis, (notebook, racers) in zip(axes, RACES.items(), strict=True):
-        jobs, limit = [("ours", *job) for job in (GROWTH if options.growth else SHARES)], math.inf
-        jobs += [(name, 1, 1) for name in racers if name != "ours" and not options.growth]
-        for name, share, width in jobs:
-            job = (notebook, name, options.share * share, width, limit, part)
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                points, epochs, operations, memory = pool.submit(run, *job).result()
-            limit = min(limit, points[-1][0]) if share == 1 else limit  # the whole of ours
-            seconds, values = points[-1]
-            nats = ", ".join(f"{key} {value:.2f}" for key, value in values.items())
-            row = f"{notebook} | {name} | {epochs:.0f} | {width:g} | {seconds:.1f} | {nats}"
-            speed = f"{operations / 1e9:.0f}" if operations else "–"
-            print(f"{row} | {speed} | {memory:.2f}", flush=True)
-            key = "NLL" if "NLL" in values else "-ELBO"
-            path = [[time for time, _ in points], [values[key] for _, values in points]]
-            label = f"{name}, {epochs:.0f} epochs"
-            axis.plot(*path, "o-" if name == "ours" else "s--", label=label)
-        if key == "-ELBO":
-            axis.axhline(90.8, color="black", linestyle=":", label="the bound that both shall keep")
-        axis.set(title=f"{notebook}: {key}", xscale="log", xlabel="seconds", ylim=(80, 140))
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18))
-    if not options.growth and options.share == 1:
-        figure.savefig(ROOT / "benchmarks" / "race.png", metadata={"Software": None})
+    race(options.share)
 
 
 if __name__ == "__main__":
