@@ -3,6 +3,7 @@
 import contextlib
 import re
 
+import matplotlib.pyplot as plt
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
@@ -128,6 +129,7 @@ def run(cells, parameters, monkeypatch):
             # A list as an index becomes a tensor of the device by itself; here it has to be one.
             source = re.sub(r"(?<=[\w\]])\[\[([\d, ]+)\]\]", r"[torch.tensor([\1])]", cell.source)
             exec(compile(source, f"code cell {number}", "exec"), names)
+            plt.close("all")
             if "parameters" in cell.metadata.get("tags", []):
                 names |= {name: value for name, value in parameters.items() if name in names}
     return names

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, SMALL, count_formulas, each_notebook
 from run import select
 
-pytestmark = pytest.mark.xdist_group("lab")
+pytestmark = pytest.mark.xdist_group("kernels")
 FINISHED = """() => {
     const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputArea .jp-InputPrompt")];
     return prompts.every(p => /^\\[\\d+\\]:$/.test(p.textContent.trim()))

@@ -2,12 +2,14 @@
 
 import ast
 import itertools
+import math
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import answers
 import matplotlib.image
 import nbformat
 import pictures
@@ -18,8 +20,11 @@ import torch
 from conftest import NOTEBOOKS, ROOT, SMALL, book, code_cells, each_notebook
 from PIL import Image, ImageSequence
 
+pytestmark = pytest.mark.xdist_group("kernels")  # which, started at once, may choose one port
 document = pytest.mark.document  # reads files, and runs nothing
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECORDS = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+ANSWERED = [ROOT / f"{name}.ipynb" for name in ("Basic_VAE", "MADE", "Lagrangian_VAE")]
 
 
 def tagged(path, tag):
@@ -284,30 +289,69 @@ NLLS = [names[0] for names in YARDSTICK.values()]
 
 
 @document
-def test_the_readmes_table_shows_the_notebooks_own_numbers_best_first():
+def test_the_readmes_table_shows_the_notebooks_and_the_seeds_numbers_best_first():
     row = r"^\| \*\*(.+?)\*\* \(\[notebook\]\((.+?)\)\) (.*)$"
     rows = re.findall(row, README, flags=re.M)
     assert sorted(label for label, *_ in rows) == sorted(YARDSTICK)
     for label, notebook, rest in rows:
-        values = [results(ROOT / notebook)[name].split(" ±")[0] for name in YARDSTICK[label]]
-        assert re.findall(r"\*\*(\S+?)\*\*", rest) == values, label
+        nll, *bound = [results(ROOT / notebook)[name].split(" ±")[0] for name in YARDSTICK[label]]
+        shown, *shown_bound = re.findall(r"\*\*(.+?)\*\*", rest)
+        assert shown_bound == bound, label
+        (seeds,) = re.findall(rf"^\| {label}(?:, K = \d+)? \| (.+) \|.*\|$", RECORDS, flags=re.M)
+        *values, spread = seeds.split(" | ")
+        values = torch.tensor([float(value) for value in values])
+        assert len(values) == 3
+        assert shown == spread == f"{values.mean():.2f} ± {values.std():.2f}", label
+        assert abs(float(nll) - values[0]) < 0.1  # the same seed, on this machine or on another
     apart = results(ROOT / "MADE.ipynb")["test NLL, mixture over classes"].split(" ±")[0]
     assert re.findall(r"mixture over the ten classes has \*\*(\S+?)\*\*", README) == [apart]
-    nlls = [float(n) for n in re.findall(r"^\| [^|]+ \| \**(\d+\.\d+)\** \|", README, flags=re.M)]
+    pairs = re.findall(r"^\| [^|]+ \| \**(\d+\.\d+)[^|]* \| (\S+) \|", README, flags=re.M)
+    nlls = [float(nll) for nll, _ in pairs]
     assert len(nlls) == 13 and nlls == sorted(nlls)
+    assert all(
+        size == f"{nats / math.log(2) / 8:.2f}" for nats, (_, size) in zip(nlls, pairs, strict=True)
+    )
 
 
 @document
 def test_the_readmes_cards_and_longer_run_show_what_was_measured():
-    measured = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    names = re.findall(r"\]\((\w+\.ipynb)\)", README)[:3]
+    names = re.findall(
+        r"\((\w+\.ipynb)\)", re.search(r"^\| \[.*\.ipynb\) \|$", README, flags=re.M)[0]
+    )
     cards = re.search(r"^\| (test NLL .*) \|$", README, flags=re.M)[1].split(" | ")
     for name, card in zip(names, cards, strict=True):
         nll = next(v for k, v in results(ROOT / name).items() if k in NLLS).split(" ±")[0]
-        time = re.search(rf"^\| `{name}` \| (.*?) \|", measured, flags=re.M)[1]
+        time = re.search(rf"^\| `{name}` \| (.*?) \|", RECORDS, flags=re.M)[1]
         assert card == f"test NLL {nll}, {time}"
-    longer = re.search(r"longer.*? \| (\S+) \| (\S+) \|", README).groups()
-    assert re.search(rf"\| 450 \|.* \| {longer[1]} \| \S+ \| \*\*{longer[0]}\*\* \|", measured)
+    recorded = re.findall(r"^\| .*#long-runs.* \| (\S+) \| \S+ \| (\S*) ?\|", README, flags=re.M)
+    assert len(recorded) == 3
+    for nll, bound in recorded:
+        assert re.search(rf"^\| .* \| \*\*{nll}.*{bound} \|", RECORDS, flags=re.M), nll
+
+
+@document
+def test_every_exercise_has_an_answer_with_the_rows_that_were_measured():
+    page, rows = answers.PAGE.read_text(encoding="utf-8"), answers.read()
+    assert answers.with_tables(page, rows) == page
+    names = [exercise.__name__ for exercise in answers.EXERCISES]
+    assert re.findall(r"^<!-- (\w+) -->$", page, flags=re.M) == [
+        part for name in names for part in (name, "end")
+    ]
+    total = 0
+    for path, chapter in zip(ANSWERED, re.split(r"^## ", page, flags=re.M)[1:], strict=True):
+        (text,) = [
+            c.source
+            for c in nbformat.read(path, as_version=4).cells
+            if "## What to try next" in c.source
+        ]
+        exercises = re.search(r"## What to try next\n(.*?)(\n## |\Z)", text, flags=re.S)[1]
+        asked = re.findall(r"^- \*\*(.+?)\.?\*\* .*\*Hint: ", exercises, flags=re.M)
+        assert len(asked) == exercises.count("\n- ") >= 5
+        total += len(asked)
+        found = re.findall(r"^### (.+)$", chapter, flags=re.M)
+        for question in asked:
+            assert any(question.lower().rstrip("?") in title.lower() for title in found), question
+    assert total >= 18
 
 
 @document
