@@ -121,15 +121,14 @@ def pretended(monkeypatch):
         yield
 
 
-def run(cells, parameters, monkeypatch):
+def run(cells, parameters):
     """Run a notebook's code cells with small parameters; an exception names its cell."""
     names = {"__name__": "__main__"}
-    with pretended(monkeypatch):
-        for number, cell in enumerate(cells):
-            # A list as an index becomes a tensor of the device by itself; here it has to be one.
-            source = re.sub(r"(?<=[\w\]])\[\[([\d, ]+)\]\]", r"[torch.tensor([\1])]", cell.source)
-            exec(compile(source, f"code cell {number}", "exec"), names)
-            plt.close("all")
-            if "parameters" in cell.metadata.get("tags", []):
-                names |= {name: value for name, value in parameters.items() if name in names}
+    for number, cell in enumerate(cells):
+        # A list as an index becomes a tensor of the device by itself; here it has to be one.
+        source = re.sub(r"(?<=[\w\]])\[\[([\d, ]+)\]\]", r"[torch.tensor([\1])]", cell.source)
+        exec(compile(source, f"code cell {number}", "exec"), names)
+        plt.close("all")
+        if "parameters" in cell.metadata.get("tags", []):
+            names |= {name: value for name, value in parameters.items() if name in names}
     return names

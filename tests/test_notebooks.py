@@ -181,24 +181,6 @@ def test_runs_whole_copied_alone_into_an_empty_folder(path, small_run):
     assert not (folder / "data").exists()
 
 
-@each_notebook
-def test_runs_on_pictures_of_ones_own(path, tmp_path):
-    """Two classes of drawn pictures, and codes of one dimension."""
-    for label, name in enumerate(("boxes", "bars")):
-        folder = tmp_path / "data" / "my_images" / name
-        folder.mkdir(parents=True)
-        for i in range(60):
-            picture = Image.new("L", (40, 40), 255)
-            picture.paste(0, (5, 5 + i % 20, 35 - 25 * label, 15 + i % 20))
-            picture.putpixel((i % 40, 39), 0)
-            picture.save(folder / f"{i}.png")
-    alone = Path(shutil.copy(path, tmp_path))
-    settings = SMALL | {"DATASET": "my_images", "BATCH_SIZE": 40, "LATENT_DIM": 1}
-    tool.run(alone, alone, tmp_path, tool.select(settings, path))
-    assert any(name.startswith("test NLL") for name in results(alone))
-    assert any((tmp_path / "images" / "my_images").iterdir())
-
-
 def test_weights_of_a_run_load_again_and_score_the_same(small_run):
     path, names = ROOT / "Basic_VAE.ipynb", book("Basic_VAE")
     folder = small_run(path)
