@@ -236,13 +236,15 @@ def test_a_failed_run_changes_nothing_and_says_so(house):
     assert finished.returncode == 1 and "no luck" in finished.stderr and is_as_it_was(folder)
 
 
-def test_a_folder_that_cannot_be_written_is_named_and_the_notebook_kept(house, tmp_path):
+@pytest.mark.parametrize("name", ("images", "weights"))
+def test_a_folder_that_cannot_be_written_is_named_and_nothing_changed(house, tmp_path, name):
     def block():  # a file in the place of the folder: no one may write into it, not even root
-        shutil.rmtree(tmp_path / "images")
-        (tmp_path / "images").touch()
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+        (tmp_path / name).touch()
 
     folder, finished = house("pass", ready=block)
-    assert finished.returncode == 1 and str(tmp_path / "images") in finished.stderr
+    assert finished.returncode == 1 and str(tmp_path / name) in finished.stderr
+    assert "cells" not in finished.stdout  # before the run, not after it
     assert is_as_it_was(folder)
 
 

@@ -13,6 +13,7 @@ import argparse
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -64,8 +65,20 @@ def run(source, target, folder, parameters):
     unfinished.replace(target)
 
 
+def check_writable(target, home):
+    """OSError, which names the place, if what a run will make cannot be written: better before it than after."""
+    existing = [target] if target.exists() else []
+    for folder in (home / "images", home / "weights"):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        existing += [path for path in folder.iterdir() if path.is_file()]
+    for path in existing:
+        path.open("ab").close()
+
+
 def run_and_keep(path, target, parameters, home):
     """Run a notebook in a folder of its own under build/, then copy what it made to `target` and `home`."""
+    check_writable(target, home)
     start, folder = time.monotonic(), ROOT / "build" / f"{path.stem}.run"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -101,9 +114,13 @@ def main():
     dataset = options.dataset
     # In a process of its own, whose memory is free again before a notebook starts.
     command = [sys.executable, ROOT / "tools" / "get_data.py", paths[0], dataset, ROOT / "data"]
-    loaded = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    try:
+        loaded = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted: nothing was changed")
     if loaded.returncode:
-        reason = loaded.stderr.strip().splitlines()[-1]
+        lines = loaded.stderr.strip().splitlines()
+        reason = lines[-1] if lines else f"{dataset} could not be read: out of memory?"
         if dataset != "MNIST":
             sys.exit(reason)
         print(
