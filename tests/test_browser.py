@@ -81,7 +81,8 @@ def lab(tmp_path_factory):
 
 
 @each_notebook
-def test_every_formula_renders(path, lab, page):
+def test_every_formula_renders_and_plumbing_is_folded_until_it_is_opened(path, lab, page):
+    playwright = pytest.importorskip("playwright.sync_api")
     formulas = count_formulas(path)
     page.goto(f"{lab}/{path.name}?reset&token=reader")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
@@ -92,12 +93,6 @@ def test_every_formula_renders(path, lab, page):
     assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
     assert page.evaluate(LEFT_OVER) == page.evaluate(UNKNOWN) == []
 
-
-@each_notebook
-def test_plumbing_is_folded_until_it_is_opened(path, lab, page):
-    playwright = pytest.importorskip("playwright.sync_api")
-    page.goto(f"{lab}/{path.name}?reset&token=reader")
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
     page.wait_for_selector(".jp-InputPlaceholder", timeout=30_000)
     cells = nbformat.read(path, as_version=4).cells
     folded = [i for i, c in enumerate(cells) if "hide-input" in c.metadata.get("tags", [])]
