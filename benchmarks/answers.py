@@ -35,6 +35,7 @@ from torch.nn import functional as F
 PAGE, ROWS = ROOT / "docs" / "answers.md", ROOT / "docs" / "answers.json"
 KEPT = ROOT / "build" / "answers"
 EPOCHS = 15  # of a VAE that is trained from the start
+FIT_RATE, FIT_CODES = 0.01, 16  # learning rate, and codes a step, where q is fitted to each image
 
 
 def cell(book, notebook, text):
@@ -142,11 +143,11 @@ def where_the_gap_comes_from(steps):
     mu, sigma = (part.clone() for part in book["encode"](model, x))
     log_sigma = sigma.log().requires_grad_()
     mu.requires_grad_()
-    optimizer = torch.optim.Adam([mu, log_sigma], 0.01)
+    optimizer = torch.optim.Adam([mu, log_sigma])
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / steps)
+        optimizer.param_groups[0]["lr"] = FIT_RATE * (1 - step / steps)
         q = Independent(Normal(mu, log_sigma.exp()), 1)
-        z = q.rsample((16,))
+        z = q.rsample((FIT_CODES,))
         loss = -book["log_w"](model, x, z, q).mean(0).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -264,23 +265,21 @@ def an_inactive_dimension(case):
     z = Normal(means, scales).sample()
     before = -model.p(z).log_prob(x)
     weakest = torch.where(active, rates, math.inf).argmin()
+    places = torch.arange(len(rates), device=z.device)
     replaced = {
         "all inactive ones, drawn anew": ~active,
         "all inactive ones, set to 0": ~active,
-        "the active one of the lowest rate, drawn anew": torch.arange(len(rates)).to(z.device)
-        == weakest,
-        "the active one of the highest rate, drawn anew": torch.arange(len(rates)).to(z.device)
-        == rates.argmax(),
+        "the active one of the lowest rate, drawn anew": places == weakest,
+        "the active one of the highest rate, drawn anew": places == rates.argmax(),
     }[case]
     other = torch.zeros_like(z) if "set to 0" in case else torch.randn_like(z)
     after = -model.p(torch.where(replaced, other, z)).log_prob(x)
-    if "all" in case and "anew" in case:
-        columns = model.decoder[0].weight.norm(dim=0)
-        print(f"norms of columns: active {columns[active]}, inactive {columns[~active]}")
+    norms = model.decoder[0].weight.norm(dim=0)[replaced]  # of the decoder's first layer
     return {
         "replaced": case,
         "dimensions": f"{int(replaced.sum())}",
         "their rate": f"{rates[replaced].sum():.3f}",
+        "norm of their weights, up to": f"{norms.max():.2f}",
         "more distortion": with_error(after - before, 3),
     }
 

@@ -4,7 +4,7 @@ python benchmarks/front.py "seed 0"        # trains what has this in its name, a
 python benchmarks/front.py --list          # what there is
 Each model is kept in build/front/ and not trained again; its row, with its history, is a line of rows.jsonl there.
 `--jobs 8` runs so many side by side, which pays on a GPU. Nats are of the 10,000 validation images, unless a row says
-test. `--report` prints the tables of README.md, `--score "long, wide"` the test NLL of a long training.
+test. `--report` prints the tables of choices.md, `--score "long, wide"` the test NLL of a long training.
 """
 
 import argparse
@@ -434,7 +434,7 @@ def price(row):
 
 
 def report(rows):
-    """Print the tables of README.md, and draw the front."""
+    """Print the tables of choices.md, and draw the front."""
     print("| | distortion | rate | −ELBO | test −ELBO | λ | NLL, K = 100 | samples | neighbours |")
     names = [f"weight {beta}" for beta in BETAS]
     names += [
