@@ -5,9 +5,9 @@
     python benchmarks/answers.py --report            # puts the rows into docs/answers.md, and draws the pictures
 
 An exercise is a function that gives one row of a table, run once for each of its arguments. Everything is of the
-notebooks: what they define, their parameters, and, where an exercise starts from a trained model, the weights that
-their runs leave in weights/. Nats are of validation images. Rows are kept in docs/answers.json, images in
-build/answers/. `--jobs 8` runs so many side by side, which pays on a GPU.
+third edition's notebooks: what they define, their parameters, and, where an exercise starts from a trained model,
+the weights that their runs left in weights/. Nats are of validation images. Rows are kept in docs/answers.json,
+images in build/answers/. `--jobs 8` runs so many side by side, which pays on a GPU.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import masks
 import matplotlib.pyplot as plt
 import nbformat
 import torch
-from benchmark import ROOT, device, prepare
+from benchmark import ROOT, device, edition, prepare
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 from torch.nn import functional as F
@@ -40,7 +40,7 @@ FIT_RATE, FIT_CODES = 0.01, 16  # learning rate, and codes a step, where q is fi
 
 def cell(book, notebook, text):
     """Execute the cell of a notebook that contains a text, among the names of `book`."""
-    cells = nbformat.read(ROOT / f"{notebook}.ipynb", as_version=4).cells
+    cells = nbformat.read(edition(notebook), as_version=4).cells
     (found,) = [c.source for c in cells if c.cell_type == "code" and text in c.source]
     exec(found, book)
 

@@ -16,6 +16,7 @@ import copy
 import math
 import os
 import resource
+import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -39,6 +40,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 from definitions import definitions  # noqa: E402
 
 device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+EDITION = "d2c17af"  # the commit whose notebooks these programs measure: the third edition
 COUNTED = 10  # steps whose operations are counted: each tenth of a training has one
 
 
@@ -231,10 +233,20 @@ def score(book, model, x):
     return {"NLL": -bound(log_ws, 100).mean().item(), "-ELBO": -bound(log_ws, 1).mean().item()}
 
 
+def edition(notebook):
+    """The notebook as it was in the third edition, on which all records of this folder were made: its path."""
+    path = ROOT / "build" / "edition" / f"{notebook}.ipynb"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        show = ["git", "show", f"{EDITION}:{notebook}.ipynb"]
+        path.write_bytes(subprocess.run(show, cwd=ROOT, check=True, capture_output=True).stdout)
+    return path
+
+
 def prepare(notebook, share=1.0, width=1.0, count=None, seed=0):
     """The notebook's definitions with its data, and with other epochs, widths or numbers of training images."""
     torch.distributions.Distribution.set_default_validate_args(False)  # as the notebooks do
-    book = definitions(ROOT / f"{notebook}.ipynb")
+    book = definitions(edition(notebook))
     training, *held_out = book["load_images"]("MNIST", ROOT / "data")
     fixed = torch.Generator().manual_seed(2026)
     for name, (images, labels) in zip(("test", "validation"), held_out[::-1], strict=True):
