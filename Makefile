@@ -2,6 +2,7 @@
 PYTHON ?= python3
 NOTEBOOKS ?=
 DATASET ?= MNIST
+KEPT ?=
 BENCH ?=
 FROM ?= Basic_VAE.ipynb
 VENV := .venv/bin/python
@@ -12,8 +13,8 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 .DEFAULT_GOAL := all
 .PHONY: all quick lab test bench book sync format clean help
 
-all: .venv/run.stamp ## run the notebooks top to bottom on MNIST, in place, and rewrite images/
-	$(VENV) tools/run.py --dataset $(DATASET) $(NOTEBOOKS)
+all: .venv/run.stamp ## run the notebooks top to bottom on MNIST, in place, and rewrite images/; KEPT=1 trains nothing that is in weights/, in build/kept/
+	$(VENV) tools/run.py $(if $(KEPT),--kept) --dataset $(DATASET) $(NOTEBOOKS)
 
 quick: .venv/run.stamp ## everything, small, in build/quick/, in a few minutes
 	$(VENV) tools/run.py --quick --dataset $(DATASET) $(NOTEBOOKS)
@@ -39,11 +40,11 @@ format: .venv/dev.stamp ## format the code, the notebooks' cells included
 	$(VENV) -m ruff check --fix .
 	$(VENV) -m ruff format .
 
-clean: ## remove build/ and .venv (data/, images/ and the notebooks stay)
+clean: ## remove build/ and .venv (data/, images/, weights/, results/ and the notebooks stay)
 	rm -rf build .venv
 
 help: ## list the commands
-	@echo "make [NOTEBOOKS=Basic_VAE.ipynb] [DATASET=MNIST|FashionMNIST|KMNIST|digits|my_images] [PYTHON=python3.12] [CPU=1]"
+	@echo "make [NOTEBOOKS=Basic_VAE.ipynb] [DATASET=MNIST|FashionMNIST|KMNIST|digits|my_images] [KEPT=1] [PYTHON=python3.12] [CPU=1]"
 	@sed -n 's/^\([a-z]*\):.*## /  make \1: /p' Makefile | sed 's/make all:/make:/' | awk -F': ' '{printf "%-14s%s\n", $$1, $$2}'
 
 # A stamp is newer than the requirements that were installed, so a second `make` installs nothing.

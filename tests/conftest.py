@@ -1,5 +1,6 @@
 import contextlib
 import io
+import json
 import os
 import re
 import shutil
@@ -19,15 +20,17 @@ torch.distributions.Distribution.set_default_validate_args(False)  # as the note
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / folder) for folder in ("tools", "benchmarks")]
 
+import run as tool  # noqa: E402
 from definitions import definitions  # noqa: E402
 
 NOTEBOOKS = sorted(ROOT.glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SMALL = {"DATASET": "digits", "EPOCHS": 2, "SHORT_EPOCHS": 1, "CONSTRAINED_EPOCHS": 2}
-SMALL |= {"COMPONENTS": 5, "K": 20, "HIDDEN": 32, "ENCODER": [32, 1], "DECODER": [32, 1]}
+SMALL |= {"COMPONENTS": 5, "HIDDEN": 32, "ENCODER": [32, 1], "DECODER": [32, 1]}
 SMALL |= {"SHORT_STEPS": 20, "SMALL_EPOCHS": 1, "PRICE_EPOCHS": 1, "MMD_EPOCHS": 1}
-SMALL |= {"TEXTBOOK_STEPS": 20, "CODED": 20, "CLASS_EPOCHS": 1, "FORGED": 3}
+SMALL |= {"FIRST_EPOCHS": 1, "CODED": 20, "CLASS_EPOCHS": 1, "FORGED": 3}
+SMALL["CODES"] = [2, 3, 4]  # so few that all images are scored at once on any device
 
 
 def code_cells(path):
@@ -41,6 +44,23 @@ def count_formulas(path):
     return sum(len(re.findall(r"\$\$.+?\$\$|\$.+?\$", text, flags=re.S)) for text in markdown)
 
 
+def printed(cell):
+    return "".join(o.text for o in cell.outputs if o.output_type == "stream")
+
+
+def results(stem, folder=ROOT / "results"):
+    """What a notebook wrote at its end: the rows, each by the name that it begins with."""
+    rows = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
+    return {next(iter(row.values())): row for row in rows}
+
+
+def figures(stem, dataset="MNIST"):
+    """The names of the figures that a notebook saves."""
+    code = "\n".join(c.source for c in code_cells(ROOT / f"{stem}.ipynb"))
+    found = re.findall(r'^ *save(?:_loop)?\(f?"(.*?)"[,)]', code, flags=re.M)
+    return {name.format(DATASET=dataset) for name in found}
+
+
 def run_cell(stem, text, names):
     """Execute the one cell of a notebook that contains `text` among `names`; returns what it printed."""
     (cell,) = [c for c in code_cells(ROOT / f"{stem}.ipynb") if text in c.source]
@@ -50,9 +70,9 @@ def run_cell(stem, text, names):
 
 
 def book(stem):
-    """The definitions of a notebook by name, on the CPU and in float32; nothing trains."""
+    """The definitions of a notebook by name, on the CPU and in float32; what is called trains anew."""
     names = definitions(ROOT / f"{stem}.ipynb")
-    names |= {"device": torch.device("cpu"), "BFLOAT16": False}
+    names |= {"device": torch.device("cpu"), "BFLOAT16": False, "TRAIN": True, "In": [""]}
     return names
 
 
@@ -69,6 +89,15 @@ def made():
 @pytest.fixture(scope="session")
 def lagrangian_vae():
     return book("Lagrangian_VAE")
+
+
+@pytest.fixture(scope="session")
+def basic_run(tmp_path_factory):
+    """The folder in which a copy of Basic_VAE ran alone, small."""
+    folder = tmp_path_factory.mktemp("Basic_VAE")
+    alone = Path(shutil.copy(ROOT / "Basic_VAE.ipynb", folder))
+    tool.run(alone, alone, folder, tool.select(SMALL, alone))
+    return folder
 
 
 @pytest.fixture(scope="module")

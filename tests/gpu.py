@@ -2,15 +2,15 @@
 
 import contextlib
 import re
+from importlib import import_module
 
 import matplotlib.pyplot as plt
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
-GPU = torch.device(
-    "lazy"
-)  # a device that PyTorch knows, has no code for, and differentiates without its streams
+# A device that PyTorch knows, has no code for, and differentiates without its streams.
+GPU = torch.device("lazy")
 COPIES = "aten::_to_copy", "aten::copy_"
 INDEXING = "aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"
 TO_THE_CPU = "aten::_local_scalar_dense", "aten::equal"
@@ -54,6 +54,10 @@ class Mode(TorchDispatchMode):
         return compute(function, arguments, options or {})
 
 
+def held(part):
+    return part.held if isinstance(part, Elsewhere) else part
+
+
 def compute(function, arguments, options):
     """The operation on the numbers held; its result is where its arguments are, or where it is asked for."""
     name = function._schema.name
@@ -72,9 +76,6 @@ def compute(function, arguments, options):
     gpu = torch.device(device).type == GPU.type if device is not None else bool(there)
     if name == "aten::copy_":
         gpu = isinstance(arguments[0], Elsewhere)
-
-    def held(part):
-        return part.held if isinstance(part, Elsewhere) else part
 
     result = function(*tree_map(held, arguments), **tree_map(held, options))
     if not gpu or name in TO_THE_CPU:
@@ -96,37 +97,36 @@ def moved(make):
     return new
 
 
-def without(function, name):
-    return lambda *arguments, **options: function(
-        *arguments, **{key: value for key, value in options.items() if key != name}
-    )
-
-
 @contextlib.contextmanager
 def pretended(monkeypatch):
     """PyTorch with a GPU that is none, in float32."""
     nothing = lambda *_, **__: contextlib.nullcontext()  # noqa: E731
-    save = torch.save
+    save, read = torch.save, torch.load
+
+    def load(file, map_location, **_):
+        return tree_map_only(torch.Tensor, lambda part: part.to(map_location), read(file))
+
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: GPU)
     monkeypatch.setattr(torch, "autocast", nothing)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     monkeypatch.setattr(torch.random, "fork_rng", nothing)
     monkeypatch.setattr(torch, "tensor", moved(torch.tensor))
     monkeypatch.setattr(torch, "as_tensor", moved(torch.as_tensor))
-    monkeypatch.setattr(torch.optim, "AdamW", without(torch.optim.AdamW, "fused"))
-    monkeypatch.setattr(
-        torch, "save", lambda state, file: save({n: t.cpu() for n, t in state.items()}, file)
-    )
+    optimizer = import_module("torch.optim.optimizer")
+    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: [GPU.type])
+    monkeypatch.setattr(torch, "save", lambda parts, file: save(tree_map(held, parts), file))
+    monkeypatch.setattr(torch, "load", load)
     with Mode():
         yield
 
 
 def run(cells, parameters):
     """Run a notebook's code cells with small parameters; an exception names its cell."""
-    names = {"__name__": "__main__"}
+    names = {"__name__": "__main__", "In": []}
     for number, cell in enumerate(cells):
         # A list as an index becomes a tensor of the device by itself; here it has to be one.
         source = re.sub(r"(?<=[\w\]])\[\[([\d, ]+)\]\]", r"[torch.tensor([\1])]", cell.source)
+        names["In"].append(cell.source)
         exec(compile(source, f"code cell {number}", "exec"), names)
         plt.close("all")
         if "parameters" in cell.metadata.get("tags", []):

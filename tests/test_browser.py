@@ -14,7 +14,7 @@ import time
 import nbformat
 import papermill
 import pytest
-from conftest import ROOT, SMALL, count_formulas, each_notebook
+from conftest import NOTEBOOKS, ROOT, SMALL, count_formulas, each_notebook, results
 from run import select
 
 pytestmark = pytest.mark.xdist_group("kernels")
@@ -42,22 +42,30 @@ def page(page):
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """The URL of a JupyterLab without anyone's settings, over small copies of the notebooks without outputs."""
-    home = tmp_path_factory.mktemp("lab")
-    folder, settings = home / "notebooks", home / "settings"
+def folder(tmp_path_factory, basic_run):
+    """Small copies of the notebooks without outputs, and the weights that a run of Basic_VAE left."""
+    folder = tmp_path_factory.mktemp("notebooks")
     shutil.copytree(ROOT / "images", folder / "images")
-    tracker = settings / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
-    tracker.parent.mkdir(parents=True)
-    tracker.write_text('{"windowingMode": "none"}')  # keeps cells in the page that are out of sight
-    for path in ROOT.glob("*.ipynb"):
-        copy = folder / path.name
-        papermill.execute_notebook(path, copy, select(SMALL, path), prepare_only=True)
+    shutil.copytree(basic_run / "weights", folder / "weights")
+    for path in NOTEBOOKS:
+        copy, small = folder / path.name, select(SMALL | {"TRAIN": False}, path)
+        papermill.execute_notebook(path, copy, small, prepare_only=True)
         notebook = nbformat.read(copy, as_version=4)
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
         nbformat.write(notebook, copy)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(page, tmp_path_factory, folder):
+    """The URL of a JupyterLab without anyone's settings."""
+    home = tmp_path_factory.mktemp("lab")
+    settings = home / "settings"
+    tracker = settings / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    tracker.parent.mkdir(parents=True)
+    tracker.write_text('{"windowingMode": "none"}')  # keeps cells in the page that are out of sight
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -109,7 +117,7 @@ def test_every_formula_renders_and_plumbing_is_folded_until_it_is_opened(path, l
     assert placeholders.count() == len(folded) - 1
 
 
-def test_runs_from_the_menu_and_the_widget_redraws(lab, page):
+def test_runs_from_the_menu_with_what_is_kept_and_the_widget_redraws(basic_run, folder, lab, page):
     page.goto(f"{lab}/Basic_VAE.ipynb?reset&token=reader")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
     for _ in range(30):  # JupyterLab ignores the menu while the kernel is not connected
@@ -122,6 +130,10 @@ def test_runs_from_the_menu_and_the_widget_redraws(lab, page):
     for unwanted in ("error", "stderr"):
         outputs = page.locator(f"[data-mime-type='application/vnd.jupyter.{unwanted}']")
         assert outputs.all_inner_texts() == []
+    kept = page.locator(".jp-OutputArea", has_text=re.compile(r"weights/.*trained on"))
+    assert kept.count() > 0 and page.locator("text=trained anew").count() == 0
+    whole, again = (results("Basic_VAE", it / "results" / "digits") for it in (basic_run, folder))
+    assert again == whole
 
     redrawn = """old => {
         const picture = document.querySelector(".widget-interact .jp-RenderedImage img");

@@ -5,6 +5,7 @@
     python tools/run.py --dataset KMNIST       copies in build/KMNIST/, figures in images/KMNIST/
     python tools/run.py --dataset my_images    the same, on the pictures in data/my_images/
     python tools/run.py --quick                everything, small, in build/quick/
+    python tools/run.py --kept                 copies in build/kept/, with the trained models in weights/
 
 A notebook runs in a folder under build/, so a run that fails changes neither the notebook nor images/.
 """
@@ -23,9 +24,12 @@ from pictures import side_by_side
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
-QUICK = {"EPOCHS": 2, "SHORT_EPOCHS": 1, "CONSTRAINED_EPOCHS": 2, "K": 50}
+PRODUCTS = ("images", "weights", "results")  # the folders that a notebook writes to
+QUICK = {"EPOCHS": 2, "SHORT_EPOCHS": 1, "CONSTRAINED_EPOCHS": 2}
 QUICK |= {"SHORT_STEPS": 100, "SMALL_EPOCHS": 1, "PRICE_EPOCHS": 1, "MMD_EPOCHS": 1}
-QUICK |= {"TEXTBOOK_STEPS": 100, "CODED": 50, "CLASS_EPOCHS": 1, "FORGED": 10}
+QUICK |= {"FIRST_EPOCHS": 1, "CODED": 50, "CLASS_EPOCHS": 1, "FORGED": 10}
+QUICK["CODES"] = [10, 50, 100]
+APART = {"quick": QUICK, "kept": {"TRAIN": False}}  # runs that change nothing outside of build/
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # in Colab, in JupyterLab
 
 
@@ -68,7 +72,7 @@ def run(source, target, folder, parameters):
 def check_writable(target, home):
     """OSError, which names the place, if what a run will make cannot be written: better before it than after."""
     existing = [target] if target.exists() else []
-    for folder in (home / "images", home / "weights"):
+    for folder in map(home.joinpath, PRODUCTS):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
         existing += [path for path in folder.iterdir() if path.is_file()]
@@ -84,8 +88,10 @@ def run_and_keep(path, target, parameters, home):
     folder.mkdir(parents=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     (folder / "data").symlink_to(ROOT / "data", target_is_directory=True)
+    if not parameters.get("TRAIN", True) and (ROOT / "weights").exists():
+        shutil.copytree(ROOT / "weights", folder / "weights")
     run(path, folder / path.name, folder, parameters)
-    for made in ("images", "weights"):
+    for made in PRODUCTS:
         shutil.copytree(folder / made, home / made, dirs_exist_ok=True)
     if path == target:
         side_by_side(home / "images")
@@ -105,7 +111,10 @@ def main():
         default="MNIST",
         help="MNIST, FashionMNIST, KMNIST, digits, or a folder in data/",
     )
-    parser.add_argument("--quick", action="store_true", help="everything, small, in build/quick/")
+    apart = parser.add_mutually_exclusive_group()
+    for name, told in (("quick", "everything, small"), ("kept", "with the models in weights/")):
+        text = f"{told}, in build/{name}/"
+        apart.add_argument(f"--{name}", dest="apart", action="store_const", const=name, help=text)
     options = parser.parse_args()
     paths = [ROOT / Path(name).name for name in options.notebooks] or sorted(ROOT.glob("*.ipynb"))
     if missing := [path.name for path in paths if not path.exists()]:
@@ -130,11 +139,11 @@ def main():
         dataset = "digits"
     for path in paths:
         parameters = {"DATASET": dataset} if dataset != "MNIST" else {}
-        parameters |= select(QUICK, path) if options.quick else {}
-        copies = ROOT / "build" / ("quick" if options.quick else dataset)
-        target = copies / path.name if parameters else path
+        parameters |= select(APART.get(options.apart, {}), path)
+        copies = ROOT / "build" / (options.apart or dataset)
+        target = copies / path.name if parameters or options.apart else path
         try:
-            run_and_keep(path, target, parameters, copies if options.quick else ROOT)
+            run_and_keep(path, target, parameters, copies if options.apart else ROOT)
         except (Exception, KeyboardInterrupt) as error:
             sys.exit(
                 f"\n{error or 'interrupted'}\n{path.name} stopped: neither it nor images/ were changed."
