@@ -7,7 +7,7 @@ from importlib import import_module
 import matplotlib.pyplot as plt
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 # A device that PyTorch knows, has no code for, and differentiates without its streams.
 GPU = torch.device("lazy")
@@ -54,34 +54,45 @@ class Mode(TorchDispatchMode):
         return compute(function, arguments, options or {})
 
 
-def held(part):
-    return part.held if isinstance(part, Elsewhere) else part
+def mapped(change, part):
+    """A copy of nested lists and tuples in which every tensor is changed."""
+    if isinstance(part, list | tuple):
+        return type(part)(mapped(change, inner) for inner in part)
+    return change(part) if isinstance(part, torch.Tensor) else part
 
 
 def compute(function, arguments, options):
     """The operation on the numbers held; its result is where its arguments are, or where it is asked for."""
     name = function._schema.name
-    tensors = [part for part in tree_flatten((arguments, options))[0] if torch.is_tensor(part)]
-    there = [tensor for tensor in tensors if isinstance(tensor, Elsewhere)]
-    here = [tensor for tensor in tensors if not isinstance(tensor, Elsewhere) and tensor.ndim > 0]
+    there, here = [], []
+
+    def held(tensor):
+        if isinstance(tensor, Elsewhere):
+            there.append(tensor)
+            return tensor.held
+        here.append(tensor)
+        return tensor
+
+    numbers = mapped(held, arguments)
+    named = {key: mapped(held, value) for key, value in options.items()}
     if name in INDEXING and isinstance(arguments[0], Elsewhere):
         here = [value for value in arguments[2:3] if any(value is tensor for tensor in here)]
+    here = [tensor for tensor in here if tensor.ndim > 0]
     if there and here and name not in COPIES:
         shapes = [tuple(tensor.shape) for tensor in here], [tuple(tensor.shape) for tensor in there]
         raise RuntimeError(f"{function}: shapes {shapes[0]} on the CPU, {shapes[1]} on the GPU")
 
     device = options.get("device")
     if device is not None:
-        options = options | {"device": torch.device("cpu")}
+        named["device"] = torch.device("cpu")
     gpu = torch.device(device).type == GPU.type if device is not None else bool(there)
     if name == "aten::copy_":
         gpu = isinstance(arguments[0], Elsewhere)
 
-    result = function(*tree_map(held, arguments), **tree_map(held, options))
+    result = function(*numbers, **named)
     if not gpu or name in TO_THE_CPU:
         return result
-    wrap = lambda part: Elsewhere(part) if torch.is_tensor(part) else part  # noqa: E731
-    result = tree_map(wrap, result)
+    result = mapped(Elsewhere, result)
     if there:  # views and results in place stay what they are
         return return_and_correct_aliasing(function, arguments, options, result)
     return result
@@ -103,8 +114,11 @@ def pretended(monkeypatch):
     nothing = lambda *_, **__: contextlib.nullcontext()  # noqa: E731
     save, read = torch.save, torch.load
 
+    def store(parts, file):
+        save(tree_map_only(Elsewhere, lambda tensor: tensor.held, parts), file)
+
     def load(file, map_location, **_):
-        return tree_map_only(torch.Tensor, lambda part: part.to(map_location), read(file))
+        return tree_map_only(torch.Tensor, lambda tensor: tensor.to(map_location), read(file))
 
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: GPU)
     monkeypatch.setattr(torch, "autocast", nothing)
@@ -114,7 +128,7 @@ def pretended(monkeypatch):
     monkeypatch.setattr(torch, "as_tensor", moved(torch.as_tensor))
     optimizer = import_module("torch.optim.optimizer")
     monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: [GPU.type])
-    monkeypatch.setattr(torch, "save", lambda parts, file: save(tree_map(held, parts), file))
+    monkeypatch.setattr(torch, "save", store)
     monkeypatch.setattr(torch, "load", load)
     with Mode():
         yield

@@ -10,7 +10,7 @@ import re
 import nbformat
 import pytest
 import torch
-from conftest import ROOT, code_cells
+from conftest import ROOT, code_cells, results, run_cell
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 PIXELS = 28
@@ -597,6 +597,94 @@ def test_results_are_rounded_and_the_nll_has_both_errors(vae, monkeypatch):
     scored += [{"± of it": 0.4, "± of the steps": 0.4, "−L_K": 85.0}]
     found = vae["nll_row"]("test NLL", scored)
     assert found["value"] == 85.0 and found["±"] == 0.5 and "K = 5000" in found["unit"]
+
+
+# What stands in cells, between definitions: each cell with values that are known.
+
+
+def test_letters_cost_what_they_should(vae):
+    lines = run_cell("Basic_VAE", 'letters = {"a"', dict(vae)).splitlines()
+    assert [line.split()[2] for line in lines] == ["1.00", "3.00", "4.00", "6.00", "4.00"]
+
+
+def test_the_gap_is_what_the_elbo_leaves(vae):
+    names = dict(vae) | {"plane": None, "some_x": None, "exact": torch.tensor([88.0, 70.0])}
+    names["log_weights"] = lambda model, x, K: torch.tensor([[-90.0, -92.0], [-70.0, -72.0]])
+    names["divergence"] = lambda model, x, nll, points: nll - 80
+    said = run_cell("Basic_VAE", "gap = -log_ws.mean(1) - exact", names)
+    assert names["gap"].tolist() == [3, 1] and names["kl"].tolist() == [8, -10]
+    assert [line.split()[-4] for line in said.splitlines()[1:]] == ["79.00", "2.00", "-1.00"]
+    names["CODES"] = (20, 40, 80)
+    names["what_is_left"] = lambda log_ws, exact, ks: torch.ones(len(ks), 10)
+    said = run_cell("Basic_VAE", "left = what_is_left(", names)
+    assert names["ks"] == (1, 2, 20, 40) and "K = 40: 10% of the images have 10%" in said
+
+
+def test_five_posteriors_are_drawn_where_they_are(vae, monkeypatch):
+    names = dict(vae) | {"DATASET": "MNIST", "some_x": torch.arange(11.0)[:, None]}
+    names |= {"plane": None, "kl": torch.arange(11.0).flip(0), "save": lambda name: None}
+    names |= {"encode": lambda model, x: (torch.tensor([[0.5, -1.0]]), torch.tensor([[0.1, 0.2]]))}
+    names["log_joint"] = lambda model, x, z: (
+        -((z - torch.tensor([0.6, -1.2])) ** 2).sum(1)[None] / 0.01
+    )
+    shown = []
+    names["show"] = lambda images, columns, axis: shown.append(images.item())
+    run_cell("Basic_VAE", "# @title Five posteriors", names)
+    assert shown == [9, 5, 2, 0, 0]  # by rank of the divergence
+    axis = names["axis"]
+    left, right, bottom, top = axis.images[0].get_extent()
+    height = torch.as_tensor(axis.images[0].get_array())
+    row, column = divmod(height.argmax().item(), height.shape[1])
+    assert left + (right - left) * (column + 0.5) / 150 == pytest.approx(0.6, abs=0.02)
+    assert bottom + (top - bottom) * (row + 0.5) / 150 == pytest.approx(-1.2, abs=0.02)
+    assert height.max() == 1 and right - left == pytest.approx(top - bottom)
+    names["plt"].close("all")
+
+
+def test_the_bytes_are_compared_image_by_image(vae):
+    names = dict(vae) | {"bits_of_steps": [[-40, 88, 56], [-24, 72, 56]], "model": None}
+    names |= {"messages": [[0] * 784, [1] * 784], "coded": None, "written": 50, "initial_bits": 8}
+    names["log_weights"] = lambda model, x, K: torch.tensor([[-90.0, -70.0], [-60.0, -80.0]])
+    run_cell("Basic_VAE", "price = prices(bits_of_steps)", names)
+    sizes = names["sizes"]
+    assert sizes["packed bits"] == 98 and sizes["bits-back"] == 25 and names["paid"] == 13
+    assert list(sizes.values())[:-1] == sorted(list(sizes.values())[:-1], reverse=True)
+    assert names["promised"] == pytest.approx(75 / math.log(2) / 8)
+    names |= {"coded": torch.zeros(2, 4), "train_data": [torch.zeros(3, 4), None]}
+    said = run_cell("Basic_VAE", "knowing = bytes_of(", names)
+    assert "would need 0.0" in said and "13.00; −ELBO promises 13.53" in said
+    names |= {
+        "model": torch.nn.Linear(9, 10),
+        "sizes": {"bz2": 30.0, "xz": 25.0, "bits-back": 15.0},
+    }
+    assert "pays after 40 images" in run_cell("Basic_VAE", "model_bytes = sum(", names)
+
+
+def test_the_file_is_written_and_read_back(vae, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = dict(vae) | {"model": coder(vae, 0.3), "LATENT_DIM": 3, "CODED": 7}
+    names["test_x"] = (torch.rand(30, 9) < 0.5).float()
+    run_cell("Basic_VAE", "coded = subset(test_x, CODED)", names)
+    assert names["initial"].bit_length() == 3 * 28 + 1 and len(names["messages"]) == 7
+    said = run_cell("Basic_VAE", "state, received = read(", names)
+    assert "came back equal: 7" in said and "came back: True" in said
+    names["slots"] = [0, 2**BITS - 1] * 24
+    said = run_cell("Basic_VAE", "for name, some in {", names).splitlines()
+    assert said[0].endswith(f"12.5% ± {math.sqrt(7 / 64 / 48):.1%}") and "50.0%" in said[0]
+    assert said[1].endswith(f"12.5% ± {math.sqrt(7 / 64 / 16):.1%}")
+
+
+def test_the_results_are_computed_from_what_was_measured(vae, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = dict(vae) | {"scored": [{"± of it": 0.2, "± of the steps": 0.0, "−L_K": 86.0}]}
+    names |= {"bound": {"-ELBO": 90.0, "distortion": 65.0, "rate": 25.0}, "history": [{}] * 3}
+    names |= {"paid": 16.0, "promised": 16.1, "exact": torch.tensor([140.0, 142.0])}
+    names |= {"active": torch.tensor([True, False, True])}
+    run_cell("Basic_VAE", 'write_results(\n    "Basic_VAE",', names)
+    found = results("Basic_VAE", tmp_path / "results")
+    assert found["gap, -ELBO less NLL"]["value"] == 4 and found["active units"]["value"] == 2
+    assert found["test NLL, d = 2"]["value"] == 141 and found["trained"]["value"] == 3
+    assert found["test bits per dimension"]["value"] == round(86 / 784 / math.log(2), 4)
 
 
 # What the page says that one can take away.

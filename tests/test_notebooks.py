@@ -59,7 +59,7 @@ def test_is_valid_and_executed_from_top_to_bottom(path):
 
 # Folded, in all three notebooks.
 PLUMBING = {"setup", "load_images", "split", "show", "table", "training", "kept"}
-FOLDED_LINES = 230  # at most, without titles and blank lines: GitHub folds nothing
+PLUMBING_LINES = 236  # at most, without titles and blank lines: GitHub folds nothing
 
 
 @document
@@ -81,8 +81,8 @@ def test_plumbing_is_folded_and_says_what_it_is(path):
 @document
 @each_notebook
 def test_plumbing_is_light(path):
-    lines = [line for c in folded(path) for line in c.source.splitlines()[1:] if line.strip()]
-    assert len(lines) <= FOLDED_LINES
+    cells = [c.source.splitlines()[1:] for c in folded(path) if c.id in PLUMBING]
+    assert sum(bool(line.strip()) for lines in cells for line in lines) <= PLUMBING_LINES
 
 
 @document
@@ -282,6 +282,9 @@ def test_the_readmes_table_shows_the_notebooks_and_the_seeds_numbers_best_first(
         nll, *bound = [shown(notebook, name) for name in YARDSTICK[label]]
         said, *said_bound = re.findall(r"\*\*(.+?)\*\*", rest)
         assert said_bound == bound, label
+        if "one seed" in rest:
+            assert said == nll, label
+            continue
         (seeds,) = re.findall(rf"^\| {label}(?:, K = \d+)? \| (.+) \|.*\|$", RECORDS, flags=re.M)
         *values, spread = seeds.split(" | ")
         values = torch.tensor([float(value) for value in values])
