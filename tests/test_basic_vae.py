@@ -282,6 +282,7 @@ def test_the_loop_descends_the_sum_of_both_terms(vae, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     _, history = train(vae, monkeypatch, "fit", vae["vae_terms"])
     assert len(history) == 4 and history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert 1 < history[0]["loss"] < PIXELS  # a mean over images
     for row in history:
         assert row["loss"] == pytest.approx(row["distortion"] + row["rate"], rel=1e-4)
 
@@ -314,6 +315,7 @@ def test_the_tighter_loop_descends_the_bound_with_so_many_codes(vae, monkeypatch
     monkeypatch.setitem(vae, "importance_weighted", importance_weighted)
     _, history = train(vae, monkeypatch, "fit_tighter", 3)
     assert set(asked) == {(10, 3)} and history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert 1 < history[0]["loss"] < PIXELS  # a mean over images
 
 
 def test_the_optimiser_decays_weights_and_forgets(vae):
@@ -650,9 +652,9 @@ def test_the_bytes_are_compared_image_by_image(vae):
     assert sizes["packed bits"] == 98 and sizes["bits-back"] == 25 and names["paid"] == 13
     assert list(sizes.values())[:-1] == sorted(list(sizes.values())[:-1], reverse=True)
     assert names["promised"] == pytest.approx(75 / math.log(2) / 8)
-    names |= {"coded": torch.zeros(2, 4), "train_data": [torch.zeros(3, 4), None]}
+    names |= {"coded": torch.ones(2, 4), "train_data": [torch.zeros(3, 4), None]}
     said = run_cell("Basic_VAE", "knowing = bytes_of(", names)
-    assert "would need 0.0" in said and "13.00; −ELBO promises 13.53" in said
+    assert "would need 5.0" in said and "13.00; −ELBO promises 13.53" in said
     names |= {
         "model": torch.nn.Linear(9, 10),
         "sizes": {"bz2": 30.0, "xz": 25.0, "bits-back": 15.0},

@@ -35,8 +35,8 @@ def parameters(path):
     return {n.targets[0].id: ast.literal_eval(n.value) for n in ast.parse(cell.source).body}
 
 
-def folded(path):
-    return tagged(path, "hide-input")
+def is_folded(cell):
+    return "hide-input" in cell.metadata.get("tags", [])
 
 
 @document
@@ -67,28 +67,28 @@ PLUMBING_LINES = 236  # at most, without titles and blank lines: GitHub folds no
 def test_plumbing_is_folded_and_says_what_it_is(path):
     """In JupyterLab by `source_hidden`, in Colab by its form view; a sentence stands above each."""
     cells = nbformat.read(path, as_version=4).cells
-    plumbing = [cells.index(c) for c in folded(path)]
+    plumbing = [i for i, c in enumerate(cells) if is_folded(c)]
     assert {cells[i].id for i in plumbing} >= PLUMBING
     for i in plumbing:
         assert cells[i].metadata.jupyter.source_hidden and cells[i].metadata.cellView == "form"
         assert cells[i].source.startswith("# @title ")
         above = next(j for j in range(i - 1, -1, -1) if j not in plumbing)
         assert cells[above].cell_type == "markdown", cells[i].source.splitlines()[0]
-    others = [c for c in code_cells(path) if c not in folded(path)]
+    others = [c for c in code_cells(path) if not is_folded(c)]
     assert all("jupyter" not in c.metadata and "@title" not in c.source for c in others)
 
 
 @document
 @each_notebook
 def test_plumbing_is_light(path):
-    cells = [c.source.splitlines()[1:] for c in folded(path) if c.id in PLUMBING]
+    cells = [c.source.splitlines()[1:] for c in code_cells(path) if c.id in PLUMBING]
     assert sum(bool(line.strip()) for lines in cells for line in lines) <= PLUMBING_LINES
 
 
 @document
 @each_notebook
 def test_no_cell_of_the_lesson_is_long(path):
-    cells = [c for c in code_cells(path) if c not in folded(path)]
+    cells = [c for c in code_cells(path) if not is_folded(c)]
     assert max(len(c.source.splitlines()) for c in cells) <= 40
 
 
