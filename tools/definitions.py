@@ -1,9 +1,8 @@
 """The code inside a notebook, by name, without running the notebook."""
 
 import ast
+import json
 from pathlib import Path
-
-import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFINES = ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef
@@ -30,8 +29,9 @@ def is_constant(node):
 def definitions(path):
     """Imports, constants, functions and classes of a notebook by name; nothing trains."""
     names = {"__name__": Path(path).stem}
-    for cell in nbformat.read(path, as_version=4).cells:
-        for node in ast.parse(cell.source).body if cell.cell_type == "code" else ():
+    for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"]) if cell["cell_type"] == "code" else ""
+        for node in ast.parse(source).body:
             if isinstance(node, DEFINES) or is_literal(node) or is_constant(node):
                 exec(compile(ast.Module([node], []), str(path), "exec"), names)
     return names
