@@ -2,6 +2,7 @@
 
 python benchmarks/masks.py seeds       # trains, and prints a row for each model
 python benchmarks/masks.py --list      # what there is
+python benchmarks/masks.py --classify  # how often plain classifiers err on the same binary images
 Each model is kept in build/masks/ and not trained again. Nats are of all 10,000 validation images unless a row
 says test. Set OMP_NUM_THREADS=1 to run two side by side; nats are those of any number of threads, but for rounding.
 """
@@ -125,10 +126,13 @@ JOBS = {
     **{f"short, uniform degrees, seed {s}": {"seed": s, "entropy": False} for s in range(3)},
     **{f"short, random ordering, seed {s}": {"seed": s, "masks": "random"} for s in range(3)},
     **{f"short, shared, seed {s}": {"seed": s, "kind": "SharedMADE"} for s in range(3)},
+    **{f"short, no direct, seed {s}": {"seed": s, "kind": "NoDirect"} for s in range(3)},
     **{f"long, seed {s}": {"seed": s} | LONG for s in range(3)},
-    "long, flips": {"grey": False} | LONG,
-    "long, uniform degrees": {"entropy": False} | LONG,
-    "long, no direct connections": {"kind": "NoDirect"} | LONG,
+    **{f"long, random ordering, seed {s}": {"seed": s, "masks": "random"} | LONG for s in range(3)},
+    **{f"long, flips, seed {s}": {"seed": s, "grey": False} | LONG for s in range(3)},
+    **{f"long, uniform degrees, seed {s}": {"seed": s, "entropy": False} | LONG for s in range(3)},
+    **{f"long, no direct, seed {s}": {"seed": s, "kind": "NoDirect"} | LONG for s in range(3)},
+    **{f"long, not distorted, seed {s}": {"seed": s, "epochs": 40} for s in range(3)},
     "long, shared": {"kind": "SharedMADE"} | LONG,
     "deep": DEEP,
     "deep, seed 1": DEEP | {"seed": 1, "epochs": 26},
@@ -170,7 +174,7 @@ def row(name):
             "threads": torch.get_num_threads(),
         }
         # Test images are for what is reported; all else is for choosing.
-        tested = name.startswith(("long, seed", "deep"))
+        tested = name.startswith(("long, seed", "long, random", "deep"))
         for part in ("validation_x", "test_x") if tested else ("validation_x",):
             kept[part] = scores(book, model, book[part])
         KEPT.mkdir(parents=True, exist_ok=True)
@@ -212,6 +216,35 @@ def together(names, part="validation_x"):
     return -torch.cat(values)
 
 
+def classify(name, layers, seed, epochs=20, rate=2e-3):
+    """Train a classifier on images binarised afresh at each step; print its error on the binary test images."""
+    book = setting(seed)
+    images, labels = book["data"]
+    torch.manual_seed(seed)
+    model = layers().to(device)
+    optimizer = torch.optim.Adam(model.parameters(), rate)
+    steps = epochs * len(images) // 500
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, steps)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(images), device=device).split(500):
+            loss = nn.functional.cross_entropy(model(book["binarise"](images[rows])), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        wrong = model(book["test_x"]).argmax(1).cpu() != book["test_labels"]
+    print(f"{name}, seed {seed} | {wrong.float().mean():.2%} of the test images wrong", flush=True)
+
+
+CLASSIFIERS = {
+    "linear": lambda: nn.Linear(784, 10),
+    "a hidden layer of 1,024": lambda: nn.Sequential(
+        nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 10)
+    ),
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="jobs, or the beginning of their names")
@@ -219,8 +252,14 @@ def main():
     parser.add_argument(
         "--together", action="store_true", help="average the conditionals of the models named"
     )
+    parser.add_argument("--classify", action="store_true", help="train plain classifiers")
     parser.add_argument("--test", action="store_true", help="of the test images, once")
     options = parser.parse_args()
+    if options.classify:
+        for name, layers in CLASSIFIERS.items():
+            for seed in range(3):
+                classify(name, layers, seed)
+        return
     if options.together:
         values = together(options.names, "test_x" if options.test else "validation_x")
         error = values.std() / len(values) ** 0.5

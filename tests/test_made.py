@@ -1,28 +1,45 @@
 """The mathematics of MADE.ipynb, on networks small enough to check everything."""
 
 import itertools
+import lzma
 import math
 
+import numpy
 import pytest
 import torch
 from conftest import run_cell
 from torch.distributions import Bernoulli
 from torch.nn import functional as F
 
-# Pixels, hidden units, blocks, classes, masks.
-SIZES = [(2, 1, 0, 0, 1), (4, 3, 1, 3, 3), (5, 40, 0, 2, 2), (9, 64, 1, 0, 4), (9, 100, 2, 2, 2)]
+# Pixels, hidden units, blocks, classes.
+SIZES = [(2, 1, 0, 0), (4, 3, 1, 3), (5, 40, 0, 2), (9, 64, 1, 0), (9, 100, 2, 2)]
 each_size = pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}-{s[1]}x{s[2]}-{s[3]}")
 
 
-def build(made, pixels, hidden, blocks, classes, masks, kind="MADE", scale=2.0):
-    """An untrained MADE in double precision, with random orderings, none of whose weights is zero."""
-    orders = torch.stack([torch.randperm(pixels) for _ in range(masks)])
-    mean = torch.linspace(0.05, 0.9, pixels)
-    degrees = [made["draw_degrees"](order, mean, hidden, k) for k, order in enumerate(orders)]
-    model = made[kind](orders, torch.stack(degrees), mean, blocks, classes).double()
-    for parameter in model.parameters():
+def means(pixels):
+    return torch.linspace(0.05, 0.9, pixels)
+
+
+def randomise(network, scale=2.0):
+    """The network in double precision, with weights of which none is zero."""
+    for parameter in network.double().parameters():
         torch.nn.init.normal_(parameter, std=scale / math.sqrt(parameter.shape[-1]))
-    return model
+    return network
+
+
+def build(made, pixels, hidden, blocks=1, classes=0, scale=2.0, order=None):
+    """An untrained MADE with random weights and, if none is given, a random ordering."""
+    order = torch.randperm(pixels) if order is None else order
+    degrees = made["draw_degrees"](order, means(pixels), hidden)
+    return randomise(made["MADE"](order, degrees, means(pixels), blocks, classes), scale)
+
+
+@pytest.fixture
+def three(made, monkeypatch):
+    """Tied networks of three random orderings of six pixels, with random weights."""
+    monkeypatch.setitem(made, "mean", means(6))
+    monkeypatch.setitem(made, "HIDDEN", 30)
+    return randomise(made["tied"]([torch.randperm(6) for _ in range(3)]))
 
 
 def every_image(pixels):
@@ -33,9 +50,14 @@ def some_images(number, pixels):
     return (torch.rand(number, pixels) < 0.5).double()
 
 
-def p(made, model, x, k=0, c=None):
-    """p_k(x | c)."""
-    return made["log_conditionals"](model, x, k, c).sum(1).exp()
+@torch.no_grad()
+def p(model, x, c=None):
+    """p(x | c), by the definition of the logits, in double precision."""
+    return Bernoulli(logits=model(x, c).double()).log_prob(x.double()).sum(1).exp()
+
+
+def nats(model, x):
+    return -p(model, x).log().mean().item()
 
 
 def each_class(model):
@@ -43,10 +65,18 @@ def each_class(model):
     return list(torch.eye(model.classes).double()) or [None]
 
 
-def slopes_of(made, model, k=0):
-    """The notebook's Jacobian, in the order of the visit under mask k."""
-    order = model.places[k].argsort()
-    return made["jacobian"](lambda x: model.logits(x.double(), k), order)
+def slopes_of(made, model, c=None):
+    """The notebook's Jacobian, in the order of the visit."""
+    return made["jacobian"](lambda x: model(x.double(), c), model.order)
+
+
+def leaky_of(made, model):
+    """The model with the fault that the notebook plants, and the options of its training."""
+    options = {}
+    names = dict(made) | {"order": model.order, "untrained": lambda order: model}
+    names |= {"Training": lambda *rest: rest, "fit": lambda _, **all: options.update(all)}
+    run_cell("MADE", "leaky.last.mask = ", names)
+    return names["leaky"], options
 
 
 def test_masks_follow_the_rules_one_connection_at_a_time(made):
@@ -64,93 +94,82 @@ def test_masks_follow_the_rules_one_connection_at_a_time(made):
 @each_size
 def test_the_jacobian_is_strictly_triangular_in_the_order_of_the_visit(made, size):
     model = build(made, *size)
-    for k, c in itertools.product(range(size[4]), each_class(model)):
-        order = model.places[k].argsort()
-        if c is None:
-            assert (slopes_of(made, model, k).triu() == 0).all()
+    for c in each_class(model):
+        assert (slopes_of(made, model, c).triu() == 0).all()
         # Not only by its slope: another value of a later pixel changes nothing, to the last bit.
         x = some_images(3, size[0])
         for d in range(size[0]):
             y = x.clone()
-            y[:, order[d:]] = 1 - y[:, order[d:]]
-            one, other = (model.logits(image, k, c)[:, order[: d + 1]] for image in (x, y))
+            y[:, model.order[d:]] = 1 - y[:, model.order[d:]]
+            one, other = (model(image, c)[:, model.order[: d + 1]] for image in (x, y))
             assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 2])
 def test_a_wide_network_has_every_dependency_that_is_allowed(made, blocks):
-    model, allowed = build(made, 9, 400, blocks, 0, 2), torch.ones(9, 9).tril(-1).bool()
-    assert all((slopes_of(made, model, k)[allowed] > 0).all() for k in (0, 1))
+    model, allowed = build(made, 9, 400, blocks), torch.ones(9, 9).tril(-1).bool()
+    torch.nn.init.zeros_(model.direct.weight)  # so that hidden units must bring them
+    assert (slopes_of(made, model)[allowed] > 0).all()
 
 
 @each_size
-def test_the_probabilities_of_all_images_sum_to_one(made, size):
-    """For each mask and each class, and so for every mixture of them."""
+def test_the_probabilities_of_all_images_sum_to_one_for_each_class(made, size, monkeypatch):
+    """And they are what the notebook scores with, whatever the portions."""
     model, x = build(made, *size), every_image(size[0])
-    for k, c in itertools.product(range(size[4]), each_class(model)):
-        assert p(made, model, x, k, c).sum().item() == pytest.approx(1)
+    monkeypatch.setitem(made, "PORTION", 3)
+    for c in each_class(model):
+        scored = made["log_p"](model, x, c).exp()
+        torch.testing.assert_close(scored, p(model, x, c))
+        assert scored.sum().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("pixels", [4, 9])
 def test_the_notebooks_check_sees_the_planted_fault(made, pixels):
-    model = build(made, pixels, 20, 1, 0, 1, kind="Leaky")
-    slopes = slopes_of(made, model)
-    assert (slopes.triu(1) == 0).all() and (slopes.diagonal()[:-1] > 0).all()
-    assert abs(p(made, model, every_image(pixels)).sum() - 1) > 0.01
+    leaky, options = leaky_of(made, build(made, pixels, 30))
+    slopes = slopes_of(made, leaky)
+    assert (slopes.triu(1) == 0).all() and slopes.diagonal()[-1] == 0
+    assert (slopes.diagonal()[:-1] > 0).float().mean() > 0.9
+    assert abs(p(leaky, every_image(pixels)).sum() - 1) > 0.01
+    assert options == {"grey": False}  # grey targets are not allowed with a leak
 
 
-def test_the_class_reaches_every_unit_and_every_logit(made):
-    model = build(made, 9, 30, 1, 3, 2)
-    first, _, last, direct = model.masks(1)
-    assert first[:, :3].all() and direct[:, :3].all() and last.shape == (9, 30)
-    x = some_images(5, 9)
-    one, other, _ = (model.logits(x, 1, c) for c in each_class(model))
-    assert (one != other).all()
+@pytest.mark.parametrize(("blocks", "classes"), [(1, 0), (2, 3)])
+def test_the_network_is_its_formula(made, blocks, classes):
+    model, x = build(made, 6, 20, blocks, classes), some_images(5, 6)
+    masks = made["make_masks"](model.order.argsort() + 1, model.degrees, classes)
+    first, hidden, last, direct = (mask.double() for mask in masks)
+    c = torch.eye(5).double()[
+        :, :classes
+    ]  # the first of the classes for the first image, and so on
+    inputs = torch.cat([c, x - means(6)], 1)
+    h = inputs @ (model.first.weight * first).T + model.first.bias
+    for block in model.blocks:
+        inner = F.silu(h) @ (block.inner.weight * hidden).T + block.inner.bias
+        h = h + F.silu(inner) @ (block.outer.weight * hidden).T + block.outer.bias
+    logits = F.silu(h) @ (model.last.weight * last).T + model.last.bias
+    logits = logits + inputs @ (model.direct.weight * direct).T
+    torch.testing.assert_close(model(x, c if classes else None), logits)
 
 
-@pytest.mark.parametrize("blocks", [1, 2])
-def test_the_network_is_its_formula(made, blocks):
-    model, x = build(made, 6, 20, blocks, 0, 1), some_images(5, 6)
-    first, hidden, last, direct = model.cut(0)
-    shifted = x - model.mean
-    h = shifted @ first.T + model.first.bias
-    for i in range(blocks):
-        inner = F.silu(h) @ hidden[2 * i].T + model.hidden[2 * i].bias
-        h = h + F.silu(inner) @ hidden[2 * i + 1].T + model.hidden[2 * i + 1].bias
-    logits = F.silu(h) @ last.T + model.last.bias + shifted @ direct.T
-    torch.testing.assert_close(model.logits(x), logits)
-
-
-def test_it_starts_from_independent_pixels_of_these_means(made):
+def test_it_starts_from_independent_pixels_of_these_means(made, monkeypatch):
     """Also where a pixel is always white, or always black: its bias is finite."""
-    mean = torch.tensor([0.0, 1.0, 0.5, 0.2])
-    model = made["MADE"](torch.arange(4)[None], torch.tensor([[1, 2]]), mean, 0)
-    p = model.logits(torch.ones(1, 4)).sigmoid()[0]
-    torch.testing.assert_close(p, torch.tensor([0.001, 0.999, 0.5, 0.2]))
-
-
-def test_masks_are_made_anew_for_another_mask_and_another_precision(made):
-    model = build(made, 5, 20, 0, 0, 2).float()
-    masks = model.masks(0)
-    assert model.masks(0) is masks and masks[0].dtype == torch.float32
-    assert not torch.equal(model.masks(1)[0], masks[0])
-    assert torch.equal(model.masks(0)[0], masks[0])
-    with torch.autocast("cpu", torch.bfloat16):
-        assert model.masks(0)[0].dtype == model.cut(0)[0].dtype == torch.bfloat16
-        assert model.logits(torch.zeros(1, 5)).dtype == torch.float32
+    monkeypatch.setitem(made, "mean", torch.tensor([0.0, 1.0, 0.5, 0.2]))
+    model = made["untrained"](torch.tensor([3, 1, 0, 2]))
+    q = model(some_images(5, 4).float()).sigmoid()
+    torch.testing.assert_close(q, torch.tensor([[0.001, 0.999, 0.5, 0.2]]).expand(5, -1))
+    assert len(model.degrees) == made["HIDDEN"] and len(model.blocks) == made["BLOCKS"]
 
 
 def test_degrees_are_as_frequent_as_pixels_are_undecided(made):
     mean, order = torch.tensor([0.0, 0.5, 0.1, 1.0, 0.5, 0.5]), torch.randperm(6)
-    for means in (mean, torch.full((6,), 0.5)):  # the second: uniform degrees
-        degrees = made["draw_degrees"](order, means, 100_000)
-        weight = Bernoulli(means).entropy()[order][:5] + 1e-3
-        assert degrees.min() == 1 and degrees.max() == 5
+    for values in (mean, torch.full((6,), 0.5)):  # the second: uniform degrees
+        degrees = made["draw_degrees"](order, values, 100_000)
+        weight = Bernoulli(values).entropy()[order][:5] + 1e-3
+        assert degrees.min() == 1 and degrees.max() == 5  # each pixel, however sure, has a place
         frequency = degrees.bincount()[1:] / len(degrees)
-        assert frequency.min() > 0  # each pixel, however sure, has a place
         torch.testing.assert_close(frequency, weight / weight.sum(), rtol=0, atol=0.001)
-    assert not degrees.equal(made["draw_degrees"](order, means, 100_000, seed=1))
-    assert sorted(made["draw_degrees"](order, means, 5).tolist()) == [1, 2, 3, 4, 5]  # slices
+    assert not degrees.equal(made["draw_degrees"](order, values, 100_000, seed=1))
+    assert sorted(made["draw_degrees"](order, values, 5).tolist()) == [1, 2, 3, 4, 5]  # slices
 
 
 @pytest.mark.parametrize("pixels", [4, 7])
@@ -158,9 +177,9 @@ def test_one_masked_pass_gives_what_hiding_pixels_one_by_one_gives(made, pixels)
     """And for a network without masks, hiding is right and one pass is not."""
     x, order = every_image(pixels), torch.randperm(pixels)
     d, m = order.argsort() + 1, torch.randint(1, pixels, (20,))
-    masks = (m[:, None] >= d).double(), (d[:, None] > m).double()
+    masks = m[:, None] >= d, d[:, None] > m
     for first, last in (masks, tuple(torch.ones_like(mask) for mask in masks)):
-        network = made["Small"](first, last).double()
+        network = made["small_network"](first, last).double()
         hidden = made["one_by_one"](network, x, order)
         for place, pixel in enumerate(order):
             alone = x.clone()
@@ -173,21 +192,19 @@ def test_one_masked_pass_gives_what_hiding_pixels_one_by_one_gives(made, pixels)
 def four(made):
     """The names that the cells of the four pixels leave, with shorter trainings."""
     torch.manual_seed(0)
-    names = dict(made) | {"train_images": (255 * torch.rand(300, 784)).to(torch.uint8)}
-    for text in ("order_of_4 = ", "first = (m[", "paths = last", "def largest_", "likelihood = "):
+    names = dict(made) | {"train_images": (255 * torch.rand(300, 784)).byte()}
+    before = ["order_of_4 = ", "first = (m[", "paths = last", "def largest_", "likelihood = "]
+    for text in (*before, "def fit_small"):
         run_cell("MADE", text, names)
-    run_cell("MADE", "def fit_small", names)
     names["fit_small"].__defaults__ = (300, 0.02)
-    run_cell("MADE", "small[name] = ", names)
-    run_cell("MADE", "targets = {", names)
+    for text in ("small[name] = ", "entropy = torch.special.entr", "targets = {"):
+        run_cell("MADE", text, names)
     return names
 
 
 def test_of_four_pixels_everything_is_known(four):
-    x, order, grey = every_image(4), four["order_of_4"], four["grey"].double()
-    assert four["d"].tolist() == [2, 4, 1, 3] and four["everything"].tolist() == x.tolist()
-    paths = four["paths"][order][:, order]
-    assert (paths.triu() == 0).all() and paths.tril(-1).sum() > 0
+    x, images = every_image(4), four["train_images"].view(-1, 28, 28)
+    grey = images[:, 13:15, 13:15].reshape(-1, 4).double() / 255
     each = torch.stack([torch.where(image == 1, grey, 1 - grey).prod(1) for image in x])  # p(x | g)
     truth, known = each.mean(1), each @ grey / each.sum(1, keepdim=True)  # p(x) and E[g | x]
     torch.testing.assert_close(four["truth"].double(), truth, rtol=1e-5, atol=0)
@@ -196,63 +213,30 @@ def test_of_four_pixels_everything_is_known(four):
 
 
 def test_the_planted_fault_scores_too_well_and_sums_to_more_than_one(four):
-    Small, x, total = four["Small"], four["everything"], four["total"]
-    assert four["largest_difference"](Small(four["first"], four["last"])) < 1e-6
-    assert four["largest_difference"](Small(torch.ones(5, 4), torch.ones(4, 5))) > 1e-2
+    small, total, entropy = four["small_network"], four["total"], four["entropy"].item()
+    assert four["largest_difference"](small(four["first"], four["last"])) < 1e-6
+    assert four["largest_difference"](small(torch.ones(5, 4), torch.ones(4, 5))) > 1e-2
     networks = [*four["small"].values(), four["fitted_to_grey"]]
+    assert total(networks[0]) == pytest.approx(1, abs=1e-4) and total(networks[1]) > 1.5
     losses = [[four["mean_loss"](n, t) for t in four["targets"].values()] for n in networks]
     (right, right_levels), (wrong, wrong_levels), (score, trained_with) = losses
-    log_q, entropy = Bernoulli(logits=networks[0](x)).log_prob(x).sum(1), four["entropy"].item()
-    assert right == pytest.approx(-(four["truth"] * log_q).sum().item())
-    assert total(networks[0]) == pytest.approx(1, abs=1e-4) and total(networks[1]) > 1.5
     assert entropy - 1e-3 <= right < entropy + 0.1 and wrong < entropy - 0.5
-    assert right_levels == pytest.approx(
-        right, abs=2e-4
-    )  # grey targets are allowed, without a leak
+    assert right_levels == pytest.approx(right, abs=2e-4)  # grey is allowed, without a leak
     assert wrong_levels > wrong + 0.2 and score + 0.2 < trained_with < wrong_levels
 
 
-def test_the_loss_is_the_nll_of_its_mask_and_the_given_class(made):
-    model, labels = build(made, 9, 64, 1, 2, 3).float(), torch.arange(8) % 2
-    images = (255 * some_images(8, 9)).to(torch.uint8)  # black and white: no coin to flip
-    for k, grey in itertools.product(range(3), (True, False)):
-        expected = -made["log_conditionals"](model, images / 255, k, F.one_hot(labels)).sum(1)
-        loss = made["expected_nll"](model, images, labels, k, grey)
-        torch.testing.assert_close(loss, expected)
-
-
 def test_grey_levels_as_targets_have_the_same_mean_and_less_variance(made):
-    model = build(made, 4, 16, 1, 0, 1).float()
-    grey = torch.tensor([[30, 100, 128, 240]], dtype=torch.uint8)
-    x = every_image(4).float()
-    weight = Bernoulli(grey / 255).log_prob(x).sum(1).exp()
-    exact = -(weight * made["log_conditionals"](model, x).sum(1)).sum()
-    many = grey.repeat(20_000, 1)
-    draws = [made["expected_nll"](model, many, None, grey=choice) for choice in (True, False)]
-    for draw in draws:
-        assert abs(draw.mean() - exact) < 4 * draw.std() / 20_000**0.5
-    assert draws[0].std() < 0.8 * draws[1].std()
-
-
-def test_the_variance_of_the_gradient_is_that_of_the_flips(made, monkeypatch, capsys):
-    model, grey = build(made, 4, 8, 1, 0, 1).float(), torch.tensor([100, 128, 30, 220])
-    images = grey.to(torch.uint8).repeat(6, 1)
-    monkeypatch.setitem(made, "train_data", (images, torch.zeros(6, dtype=torch.long)))
-    for is_grey in (False, True):
-        gradients = []
-        for _ in range(200):
-            x = made["binarise"](images)
-            log_p = Bernoulli(logits=model.logits(x)).log_prob(images / 255 if is_grey else x)
-            slopes = torch.autograd.grad(-log_p.sum(1).mean(), list(model.parameters()))
-            gradients.append(torch.cat([slope.flatten() for slope in slopes]))
-        expected = torch.stack(gradients).var(0).sum().item()
-        assert made["gradient_variance"](model, is_grey, 200) == pytest.approx(expected, rel=0.3)
-    state = torch.random.get_rng_state()
-    made["print_variances"](model, "here")
-    assert torch.equal(state, torch.random.get_rng_state())
-    _, _, flips, _, _, levels, *_, ratio = capsys.readouterr().out.split()
-    assert float(levels) / float(flips) == pytest.approx(float(ratio[:-1]) / 100, abs=0.01)
-    assert all(weights.grad is None for weights in model.parameters())
+    """The mean is the NLL of the given class, in nats."""
+    model, x = build(made, 4, 16, classes=2).float(), every_image(4).float()
+    grey, labels = torch.tensor([[30, 100, 128, 240]], dtype=torch.uint8), torch.arange(40_000) % 2
+    weight, many = Bernoulli(grey / 255).log_prob(x).sum(1).exp(), grey.repeat(40_000, 1)
+    losses = [made["expected_nll"](model, many, labels, choice) for choice in (True, False)]
+    for label, c in enumerate(torch.eye(2)):
+        levels, flips = (loss[labels == label] for loss in losses)
+        for draws in (levels, flips):
+            exact = -(weight * p(model, x, c).log()).sum()
+            assert abs(draws.mean() - exact) < 4 * draws.std() / 20_000**0.5
+        assert levels.std() < 0.8 * flips.std()
 
 
 def test_images_are_distorted_one_by_one_and_a_little(made):
@@ -264,297 +248,342 @@ def test_images_are_distorted_one_by_one_and_a_little(made):
     assert distorted[:, 14 * 28 + 14].min() > 250 and distorted[:, : 2 * 28].max() == 0
 
 
-@pytest.fixture
-def training(made):
-    """Of a small model on 100 equal images of four pixels, in batches of five, for 10 epochs."""
-    model = build(made, 4, 20, 1, 0, 1).float()
-    data = [torch.tensor([[51, 204, 0, 255]], dtype=torch.uint8).repeat(100, 1), torch.arange(100)]
-    return made["Training"]("MADE test", model, made["adamw"](model, 0.05), 10, data)
+def lesson(made, model, epochs=10):
+    """A training on 100 equal images of six pixels, two of them grey, in batches of five."""
+    image = torch.tensor([[51, 204, 0, 255, 0, 255]], dtype=torch.uint8)
+    data, optimizer = [image.repeat(100, 1), torch.arange(100)], made["adamw"](model, 0.05)
+    return made["Training"]("MADE test", model, optimizer, epochs, data)
 
 
-def test_training_descends_to_the_entropy(made, training, monkeypatch):
+@pytest.mark.parametrize(("fit", "epochs"), [("fit", 10), ("fit_in_turn", 30)])
+def test_training_descends_to_the_entropy(made, three, monkeypatch, fit, epochs):
     monkeypatch.setitem(made, "distort", None)  # not called, if nothing is said
-    made["fit"].__wrapped__(training)
+    model = three.float()[0]
+    training = lesson(made, three if fit == "fit_in_turn" else model, epochs)
+    made[fit].__wrapped__(training)
     losses = [row["loss"] for row in training.history]
     entropy = 2 * -(0.2 * math.log(0.2) + 0.8 * math.log(0.8))
-    assert len(losses) == 10 and losses[0] > 1.5 * entropy
+    assert len(losses) == epochs and losses[0] > 1.5 * entropy
     assert losses[-1] == pytest.approx(entropy, rel=0.05)
+    x = some_images(9, 6).float()
+    monkeypatch.setitem(made, "some_validation", x)
+    assert made["validate"](model) == {"NLL": pytest.approx(nats(model, x), rel=1e-4)}
 
 
-def test_masks_take_turns_and_images_are_distorted_ever_less_often(made, training, monkeypatch):
+def test_images_are_distorted_ever_less_often_and_networks_take_turns(made, three, monkeypatch):
     seen = []
 
-    def loss(model, images, labels, k, grey):
-        seen.append((k, grey, images.sum().item() == 0))
+    def loss(model, images, labels, grey=True):
+        seen.append((model, grey, images.sum().item() == 0))
         return model.last.bias
 
     monkeypatch.setitem(made, "expected_nll", loss)
     monkeypatch.setitem(made, "distort", lambda images: 0 * images)
-    made["fit"].__wrapped__(training, 3, grey=False, distorted=0.5)
-    masks, greys, distorted = zip(*seen, strict=True)
-    assert masks == tuple(step % 3 for step in range(200)) and not any(greys)
-    assert sum(distorted[:50]) > 28 > 20 > sum(distorted[50:100]) and not any(distorted[100:])
+    made["fit"].__wrapped__(lesson(made, three[0].float()), grey=False, distorted=0.5)
+    models, greys, distorted = zip(*seen, strict=True)
+    assert models == (three[0],) * 200 and not any(greys)
+    assert sum(distorted[:50]) > 28 > 20 > sum(distorted[50:100]) > 0 and not any(distorted[100:])
+
+    seen.clear()
+    made["fit_in_turn"].__wrapped__(lesson(made, three.float()))
+    assert seen == [(three[step % 3], True, False) for step in range(200)]
 
 
 def test_weights_decay_and_biases_do_not(made):
-    model = build(made, *SIZES[1]).float()
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
-    made["adamw"](model).step()
-    shrunk = 1 - made["LEARNING_RATE"] * made["WEIGHT_DECAY"]
-    for name, p in model.named_parameters():
-        torch.testing.assert_close(p, before[name] * (shrunk if p.ndim > 1 else 1))
+    model = build(made, 4, 20)
+    for parameter, group in zip(model.parameters(), made["adamw"](model).param_groups, strict=True):
+        assert group["params"] == [parameter] and group["lr"] == made["LEARNING_RATE"]
+        assert group["weight_decay"] == (made["WEIGHT_DECAY"] if parameter.ndim == 2 else 0)
 
 
-@pytest.fixture
-def fits(made, monkeypatch):
-    """The arguments with which `fit` is called, which trains nothing; there are images of six pixels."""
-    calls, images = [], torch.zeros(40, 6, dtype=torch.uint8)
-    data = {"train_data": [images, torch.arange(40)], "train_images": images}
-    data |= {"mean": torch.linspace(0.1, 0.9, 6), "single": build(made, 6, 20, 1, 0, 1).float()}
-    for name, value in data.items():
-        monkeypatch.setitem(made, name, value)
-    monkeypatch.setitem(made, "fit", lambda *all, **named: calls.append((*all, named)))
-    return calls
+def test_what_was_kept_is_loaded(made, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    model, x = build(made, 6, 20, made["BLOCKS"]).float(), some_images(5, 6).float()
+    made["fit"](lesson(made, model, epochs=1))
+    assert torch.equal(made["load"](f"weights/{made['DATASET']}-MADE-test.pt")(x), model(x))
 
 
-def test_a_short_training_has_its_masks_its_targets_and_its_name(made, fits):
-    orders = [torch.arange(6), torch.arange(6).flip(0)]
-    degrees = [torch.tensor([1, 2, 5]), torch.tensor([3, 4, 1])]
-    model = made["short"]("here", orders, degrees, False, made["Leaky"])
-    again = made["short"]("here", orders, degrees)
-    assert torch.equal(model.first.weight, again.first.weight)  # from the same start
-    assert type(model) is made["Leaky"] and type(again) is made["MADE"] and len(model.hidden) == 2
-    assert torch.equal(model.places, torch.stack(orders).argsort(1) + 1)
-    assert torch.equal(model.degrees, torch.stack(degrees))
-    (training, *rest), (_, *others) = fits
-    assert rest == [2, False, {}] and others == [2, True, {}] and training.model is model
-    assert training.name == "MADE short, here" and training.epochs == made["SHORT_EPOCHS"]
-    assert training.data is made["train_data"]
+def test_tied_networks_are_one_set_of_weights_under_masks_of_their_own(made, three):
+    x, shared = some_images(5, 6).float(), list(three[0].parameters())
+    for network in three:
+        assert [*map(id, network.parameters())] == [*map(id, shared)]
+        degrees = made["draw_degrees"](network.order, means(6), 30)
+        masks = made["make_masks"](network.order.argsort() + 1, degrees)
+        layers = network.first, network.blocks[0].inner, network.last, network.direct
+        for layer, mask in zip(layers, masks, strict=True):
+            assert torch.equal(layer.mask, mask.double())
+        assert (slopes_of(made, network).triu() == 0).all()
+
+    before = [network(x) for network in three.float()]  # a step of one is a step of all
+    loss = made["expected_nll"](three[0], (255 * x).byte(), None).mean()
+    made["descend"](loss, made["adamw"](three))
+    assert not any(map(torch.allclose, before, [network(x) for network in three]))
 
 
-def test_it_is_told_the_labels_that_are_given(made, fits):
-    labels = torch.arange(40) % 5
-    model = made["told"]("fives", labels)
-    ((training, named),) = fits
-    assert training.model is model and model.classes == 5 and training.name == "MADE told fives"
-    assert training.data[0] is made["train_images"] and training.data[1] is labels
-    assert training.epochs == made["CLASS_EPOCHS"] and named == {"distorted": made["DISTORTED"]}
-    assert {group["lr"] for group in training.optimizer.param_groups} == {made["CLASS_RATE"]}
+def test_four_orderings_begin_and_go_on_as_they_say(made):
+    orderings = made["four_orderings"]()
+    begin = [order[[0, 1, 28]].tolist() for order in orderings.values()]
+    assert begin == [[0, 1, 28], [0, 28, 1], [783, 782, 755], [783, 755, 782]]
+    assert list(orderings) == ["rows", "columns", "rows, backwards", "columns, backwards"]
+    assert all(sorted(order.tolist()) == list(range(784)) for order in orderings.values())
 
 
-def test_a_copy_with_classes_starts_as_what_it_was(made):
-    model = build(made, 6, 20, 1, 0, 1).float()
-    copy, x = made["with_classes"](model, 3), some_images(5, 6).float()
-    for c in torch.eye(3):
-        torch.testing.assert_close(copy.logits(x, 0, c), model.logits(x))
-    assert copy.classes == 3 and model.first.weight.shape == (20, 6)
-    with torch.no_grad():
-        copy.first.weight[:, 1] += 1
-    one, other, _ = (copy.logits(x, 0, c) for c in torch.eye(3))
-    assert (one != other).any()
-
-
-def test_scores_are_in_nats_whatever_the_portions(made, monkeypatch):
-    model, x = build(made, 5, 30, 1, 0, 2), some_images(10, 5)
-    known, each = model.places[1] <= 3, made["log_conditionals"](model, x, 1)
-    torch.testing.assert_close(each, Bernoulli(logits=model.logits(x, 1)).log_prob(x))
-    for name, value in {"PORTION": 4, "validation_x": x, "some_validation": x}.items():
-        monkeypatch.setitem(made, name, value)
-    torch.testing.assert_close(made["log_p"](model, x, 1), each.sum(1))
-    torch.testing.assert_close(made["log_p"](model, x, 1, known=known), each[:, known].sum(1))
-    torch.testing.assert_close(made["each_mask"](model)[1], each.sum(1))
-    nll = -p(made, model, x).log().mean().item()
-    assert made["validate"](model) == {"NLL": pytest.approx(nll)}
-
-
-def test_rows_of_tables_are_means_with_errors(made):
-    nlls = {"one": torch.tensor([88.0, 90.0]), "other": torch.tensor([89.0, 91.5])}
-    log_ps = {name: -values for name, values in nlls.items()}
-    one, other = (list(row.values()) for row in made["compared"](log_ps))  # on the same images
-    assert one == ["one", 89, 0, 0] and other == ["other", 90.25, 1.25, pytest.approx(0.25)]
-    _, row = made["in_nats_and_bits"](nlls)
-    assert list(row.values()) == ["other", 90.25, pytest.approx(1.25), "0.166"]  # / 784 / log 2
-    assert made["with_error"](nlls["other"]) == "90.25 ± 1.25"
-    assert list(made["result"]("a", "nats", 1.23456, 4e-5).values()) == ["a", 1.2346, 0.0, "nats"]
-    assert list(made["result"]("b", "epochs", 40).values()) == ["b", 40, "", "epochs"]
-
-
-def test_independent_pixels_are_a_distribution(made):
-    means = torch.tensor([[0.2, 0.5, 0.9], [0.4, 0.1, 0.6]], dtype=torch.double)
-    x, extreme = every_image(3), torch.tensor([[0.0, 1.0, 0.5]]).double()
-    expected = Bernoulli(means[:, None]).log_prob(x).sum(-1).T
-    torch.testing.assert_close(made["independent_log_p"](x, means), expected)
-    assert torch.isfinite(made["independent_log_p"](x, extreme)).all()
-    images = torch.tensor([[0, 255], [255, 255], [51, 0]], dtype=torch.uint8)
-    of_classes = made["mean_images"](images, torch.tensor([1, 1, 0]), 2)
-    torch.testing.assert_close(of_classes, torch.tensor([[0.2, 0.0], [0.5, 1.0]]))
-
-
-def test_the_classifier_is_bayes_rule(made):
-    """Against p(c | part of x) from the table of all p(x, c)."""
-    model, x = build(made, 6, 20, 1, 3, 1, scale=1.5), every_image(6)
-    joint = [p(made, model, x, 0, c) / 3 for c in each_class(model)]  # p(x, c)
-    order = model.places[0].argsort()
-    for count in (6, 2):
-        known = order[:count]
-        same = (x[:, None, known] == x[None, :, known]).all(2).double()  # equal where known
-        summed = same @ torch.stack(joint, 1)
-        posterior = made["log_p_given_class"](model, x, known).softmax(1)
-        torch.testing.assert_close(posterior, summed / summed.sum(1, keepdim=True))
-    log_joint = torch.tensor([[0.0, -1.0], [-2.0, -1.0], [-3.0, -9.0]])
-    assert made["error_rate"](log_joint, torch.tensor([0, 0, 0])) == pytest.approx(1 / 3)
-
-
-def test_a_mixture_of_classes_is_a_mean_of_probabilities(made):
-    model, x = build(made, 4, 30, 1, 3, 2), every_image(4)
-    given, labels = made["log_p_given_class"](model, x), torch.tensor([0, 1, 1, 2, 2, 2, 2, 2])
-    shares = torch.tensor([1.0, 2.0, 5.0]).double() / 8
-    mixture = made["log_mixture"](given, labels).exp()
-    torch.testing.assert_close(mixture, given.exp() @ shares)
-    assert mixture.sum().item() == pytest.approx(1)
-    torch.testing.assert_close(made["log_shares"](labels).exp().double(), shares)
-
-
-def test_averaged_conditionals_are_a_likelihood_for_one_ordering_only(made):
-    model, x = build(made, 4, 30, 1, 0, 3), every_image(4)
-    conditionals = torch.stack([made["log_conditionals"](model, x, k) for k in range(3)])
-    wrong = made["averaged"](model, x, 3)
-    torch.testing.assert_close(wrong, conditionals.exp().mean(0).log().sum(1))
-    assert abs(wrong.exp().sum().item() - 1) > 1e-4
-    mixture = made["log_mean_exp"](conditionals.sum(2), 0).exp()
-    assert mixture.sum().item() == pytest.approx(1)
-    model.places[:] = model.places[0].clone()  # one ordering, three connectivities
-    model.degrees[:] = torch.stack([torch.randint(1, 4, (30,)) for _ in range(3)])
-    model.used = None
-    right = made["averaged"](model, x, 3).exp()
-    assert right.sum().item() == pytest.approx(1) and not torch.allclose(right, p(made, model, x))
+def test_averaged_conditionals_are_a_likelihood_for_one_ordering_only(made, three):
+    x, order = every_image(6), torch.randperm(6)
+    alike = [build(made, 6, hidden, order=order) for hidden in (20, 30, 40)]
+    for networks in (three, alike):
+        each = torch.stack([made["log_conditionals"](network, x) for network in networks]).exp()
+        average = made["averaged"](networks, x).exp()
+        torch.testing.assert_close(average, each.mean(0).prod(1))
+        mixture = made["mixture"](networks, x).exp()
+        torch.testing.assert_close(mixture, each.prod(2).mean(0))
+        assert mixture.sum().item() == pytest.approx(1) and not torch.allclose(mixture, average)
+        assert (abs(average.sum().item() - 1) < 1e-6) == (networks is alike)
+    # The paradox of two pixels: one copies the left one to the right, the other the right to the left.
+    x, sides = every_image(2), torch.eye(2)
+    copies = [lambda x, c, side=side: (100 * x.flip(1) - 50) * side for side in sides]
+    assert made["log_p"](copies[0], x).exp().tolist() == pytest.approx([0.5, 0, 0, 0.5])
+    assert (16 * made["averaged"](copies, x).exp()).tolist() == pytest.approx([9, 1, 1, 9])
 
 
 @each_size
 def test_guess_and_correct_settles_pixel_by_pixel_to_the_naive_samples(made, size):
-    model, u = build(made, *size[:3], 0, size[4]), torch.rand(20, size[0]).double()
-    for k in range(size[4]):
-        naive = made["sample_naive"](model, u, k)
-        assert set(naive.unique().tolist()) <= {0.0, 1.0}
-        assert torch.equal(naive, made["sample"](model, u, k).double())
-    images, order = made["passes"](model, u), model.places[0].argsort()
-    assert torch.equal(images[-1], images[-2]) and (images[0] == 0).all()
-    assert torch.equal(images[-1], made["sample_naive"](model, u))
-    after = made["settled"](images)
+    model, u = build(made, *size[:3]), torch.rand(20, size[0])
+    images, naive = made["passes"](model, u), made["sample_naive"](model, u)
+    assert set(naive.unique().tolist()) <= {0.0, 1.0} and (images[0] == 0).all()
+    assert torch.equal(images[-1], naive) and torch.equal(images[-2], naive)
+    assert torch.equal(made["sample"](model, u), naive)
+    after, places = made["settled"](images), model.order.argsort() + 1
     for n, pixel in itertools.product(range(20), range(size[0])):
         right, last = images[:, n, pixel] == images[-1, n, pixel], after[n, pixel]
         assert right[last:].all() and (last == 0 or not right[last - 1])
-        assert last <= model.places[0][pixel]  # right after d passes at the latest
-    assert (after[:, order[0]] <= 1).all()
+        assert last <= places[pixel]  # right after d passes at the latest
 
 
-@pytest.mark.parametrize(("count", "quantile"), [(0, 103.4), (2, 37.7)])
+def chi_squared(drawn, table):
+    """Of drawn images against the probabilities of all images, where more than five are expected."""
+    powers = 2.0 ** torch.arange(drawn.shape[1] - 1, -1, -1)
+    counts = (drawn.float() @ powers).long().bincount(minlength=len(table))
+    expected = len(drawn) * table
+    return ((counts - expected) ** 2 / expected)[expected > 5].sum()
+
+
 @pytest.mark.parametrize("classes", [0, 2])
-def test_samples_are_as_frequent_as_they_are_probable(made, classes, count, quantile):
-    """All, or those that complete what is known: by χ², below its 99.9 % quantile."""
-    model, number = build(made, 6, 64, 2, classes, 2, scale=1.5), 20_000
-    order, c, image = model.places[1].argsort(), each_class(model)[-1], some_images(1, 6)
+def test_samples_are_as_frequent_as_they_are_probable(made, classes):
+    """By χ², below its 99.9 % quantile for 63 degrees of freedom."""
+    model = build(made, 6, 64, 2, classes, scale=1.5)
+    *others, c = each_class(model)
+    c = None if c is None else c.expand(20_000, -1)
+    drawn = made["sample"](model, torch.rand(20_000, 6), c)
+    assert chi_squared(drawn, p(model, every_image(6), each_class(model)[-1])) < 103.4
+    assert all(chi_squared(drawn, p(model, every_image(6), other)) > 1000 for other in others)
+
+
+@pytest.mark.parametrize("known_first", [True, False])
+def test_completions_are_exact_if_the_known_pixels_come_first(made, known_first):
+    """By χ² against p(rest | known) from the table of all images: 99.9 % for 15 degrees of freedom."""
+    model, image, x = build(made, 6, 64, 2, scale=1.5), some_images(1, 6), every_image(6)
     known = torch.zeros(6, dtype=torch.bool)
-    known[order[:count]] = True
-    given = None if c is None else c.expand(number, -1)
-    u = torch.rand(number, 6).double()
-    drawn = made["sample"](model, u, 1, given, *((known, image.repeat(number, 1)) if count else ()))
+    known[model.order[:2] if known_first else model.order[-2:]] = True
+    drawn = made["complete"](model, torch.rand(20_000, 6), image.expand(20_000, -1), known)
     assert (drawn[:, known] == image[:, known]).all()
-    candidates = image.repeat(2 ** (6 - count), 1)
-    candidates[:, order[count:]] = every_image(6 - count)
-    powers = 2.0 ** torch.arange(5 - count, -1, -1).to(drawn)
-    counts = (drawn[:, order[count:]] @ powers).long().bincount(minlength=len(candidates))
-    with torch.no_grad():
-        expected = number * made["log_conditionals"](model, candidates, 1, c).sum(1).softmax(0)
-    often = expected > 5
-    assert ((counts - expected) ** 2 / expected)[often].sum() < quantile
+    table = p(model, x) * (x == image)[:, known].all(1)
+    assert (chi_squared(drawn, table / table.sum()) < 37.7) == known_first
 
 
-def test_each_side_is_filled_by_the_ordering_that_ends_there(made):
-    orderings = made["from_each_corner"]()
-    corners = {"top left": 0, "top right": 27, "bottom left": 756, "bottom right": 783}
-    assert len(orderings) == 8
-    for name, order in orderings.items():
-        way, _, corner = name.partition(" from ")
-        first, second = order[:2].tolist()
-        assert first == corners[corner] and abs(second - first) == {"rows": 1, "columns": 28}[way]
-        assert sorted(order.tolist()) == list(range(784))
-    orders = torch.stack(list(orderings.values()))
-    model = made["MADE"](orders, torch.ones(8, 1, dtype=torch.long), torch.zeros(784), 0)
-    names = dict(made) | {"orderings": orderings, "eight_orderings": model, "x": torch.ones(8, 784)}
-    names["sample"] = lambda model, u, k, c, known, image: known.view(28, 28)
-    run_cell("MADE", "hidden_half, filled = ", names)
-    filled = dict(zip(names["sides"], names["filled"], strict=True))
-    assert all(known.sum() == 392 for known in filled.values())
-    assert not filled["bottom"][14:].any() and not filled["top"][:14].any()
-    assert not filled["right"][:, 14:].any() and not filled["left"][:, :14].any()
+def test_independent_pixels_are_a_distribution(made):
+    """Also where a mean is 0 or 1."""
+    x, mean = every_image(3), torch.tensor([0.0, 1.0, 0.3]).double()
+    q = torch.tensor([0.001, 0.999, 0.3]).double()
+    expected = (x * q + (1 - x) * (1 - q)).prod(1)
+    torch.testing.assert_close(made["independent_log_p"](x, mean).exp(), expected)
 
 
-def test_a_masked_convolution_hears_earlier_pixels_near_it_and_no_others(made):
-    layer = made["MaskedConv2d"](1, 2, 5)
-    torch.nn.init.ones_(layer.weight)
-    image = torch.rand(1, 1, 9, 9, requires_grad=True)
-    layer(image)[0, 0, 4, 4].backward()
-    heard = image.grad[0, 0].nonzero().tolist()
-    above = [[row, column] for row in (2, 3) for column in range(2, 7)]
-    assert heard == [*above, [4, 2], [4, 3]]
+def test_nats_are_shared_out_among_white_grey_and_black_pixels(made):
+    images = torch.tensor([[0, 128, 255, 255], [5, 0, 64, 250]])
+    surprise = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])
+    flips = torch.tensor([[0.0, 0.7, 0, 0], [0, 0, 0.5, 0]])
+    white, grey, black = (row.values() for row in made["spent_by_grey"](surprise, flips, images))
+    assert [*white, *black] == ["white", "38%", 6, 0, "black", "38%", 7.5, 0]
+    assert list(grey) == ["grey", "25%", 4.5, pytest.approx(0.6)]
 
 
-@pytest.mark.parametrize("kind", ["SharedMADE", "Deep"])
-def test_shared_weights_keep_the_order_of_the_visit(made, kind):
-    """Also those of the benchmarks' deeper convolution."""
-    import masks
+def test_a_primed_compressor_knows_what_it_has_seen(made):
+    images, others = some_images(40, 784), some_images(40, 784)
+    alone = len(lzma.compress(numpy.packbits(images.numpy().astype(numpy.uint8)).tobytes()))
+    assert 0 < made["primed"](images, images) < alone / 5
+    assert 0.9 * alone < made["primed"](images, others) < 1.1 * alone
 
-    names = made | {"WIDE": 4, "DEEP": 2}
-    names["Deep"] = masks.deep(names)
-    order, mean = torch.arange(784), torch.full((784,), 0.3)
-    degrees = made["draw_degrees"](order, mean, 20)
-    model = names[kind](order[None], degrees[None], mean, 1)
-    x = (torch.rand(2, 784) < 0.3).float()
-    plain = super(names[kind], model).logits
-    difference = (model.logits(x) - plain(x)).unique()  # that of the last layer's bias, at first
-    assert difference.max() - difference.min() < 1e-6
-    for parameter in model.double().parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    slopes = made["jacobian"](lambda x: model.logits(x.double()), order)
-    assert (slopes.triu() == 0).all() and (slopes.diagonal(-1) > 0).float().mean() > 0.9
-    image = (x.double() - model.mean).view(2, 1, 28, 28)
-    added = model.shared(image).view(2, 784)
-    torch.testing.assert_close(model.logits(x.double()), plain(x.double()) + added)
+
+def test_a_copy_with_classes_starts_as_what_it_was(made):
+    model, x = build(made, 6, 20), some_images(5, 6)
+    for layer, label in itertools.product(("first", "direct"), range(3)):
+        copy = made["with_classes"](model, 3).double()
+        for c in each_class(copy):
+            torch.testing.assert_close(copy(x, c), model(x))
+        getattr(copy, layer).weight.data[:, label] += 1
+        changed = [not torch.allclose(copy(x, c), model(x)) for c in each_class(copy)]
+        assert changed == [other == label for other in range(3)]
+
+
+def test_the_classifier_is_bayes_rule_and_the_mixture_sums_to_one(made):
+    model, x = build(made, 6, 20, classes=3, scale=1.5), every_image(6)
+    table = torch.stack([p(model, x, c) for c in each_class(model)], 1)  # p(x | c)
+    shares, labels = torch.tensor([1.0, 2.0, 5.0]).double() / 8, torch.arange(64) % 3
+    mixture = table @ shares
+    wrong = ((table * shares / mixture[:, None]).argmax(1) != labels).double().mean().item()
+
+    names = dict(made) | {"told": model.float(), "test_x": x.float(), "test_labels": labels}
+    names |= {"train_labels": torch.tensor([0, 1, 1, 2, 2, 2, 2, 2]), "nll": torch.ones(64)}
+    run_cell("MADE", "mixture_nll = ", names)
+    torch.testing.assert_close(names["given"].exp().double(), table, rtol=1e-3, atol=1e-7)
+    scored = (-names["mixture_nll"]).exp().double()
+    torch.testing.assert_close(scored, mixture, rtol=1e-3, atol=1e-7)
+    assert scored.sum().item() == pytest.approx(1, abs=1e-4)
+    assert names["wrong"] == pytest.approx(wrong) and 0 < wrong < 1
+    assert names["gain"] == pytest.approx(1 + mixture.log().mean().item(), abs=1e-4)
+
+    names |= dict.fromkeys(("flips", "flips_error", "promised", "speed_up"), 1.0)
+    names |= {"sizes": {"MADE": 1.0}, "mean": means(6), "history": [0] * 7, "validation_x": x}
+    names |= {"single": build(made, 6, 20), "write_results": lambda *rest: None}
+    run_cell("MADE", "class_given = ", names)
+    rows = {name: (value, error) for name, value, error, _ in map(dict.values, names["rows"])}
+    class_given = -table.gather(1, labels[:, None]).log().mean().item()
+    assert rows["test NLL, class given"][0] == pytest.approx(class_given, abs=1e-3)
+    assert rows["test error as a classifier"] == (round(100 * wrong, 4), "")
+    assert rows["test NLL, one ordering"] == (1, 0)
 
 
 @pytest.mark.parametrize("pixels", [2, 4, 9])
-@pytest.mark.parametrize("scale", [0.1, 2.0, 60.0])
-def test_what_is_written_is_read_and_as_long_as_the_nll(made, monkeypatch, pixels, scale):
-    """All images, in a random order of the visit; with the last scale probabilities are nearly 0 and 1."""
-    model = build(made, pixels, 16, 1, 0, 1, scale=scale)
-    x, order = every_image(pixels)[torch.randperm(2**pixels)], model.places[0].argsort()
-    monkeypatch.setitem(made, "single", model)
-    monkeypatch.setitem(made, "cut", model.cut())
-    state = made["write"](made["honest"], x, order)
-    received, left = made["read"](made["honest"], state, len(x), order)
+@pytest.mark.parametrize(("scale", "count"), [(0.1, 1), (2.0, 1), (2.0, 3), (60.0, 1)])
+def test_what_is_written_is_read_and_as_long_as_the_nll(made, pixels, scale, count):
+    """All images, with one network or an average; with the last scale probabilities are nearly 0 and 1."""
+    x, order = every_image(pixels)[torch.randperm(2**pixels)], torch.randperm(pixels)
+    networks = [build(made, pixels, 16, scale=scale, order=order) for _ in range(count)]
+    state = made["write"](networks, x, order)
+    received, left = made["read"](networks, state, len(x), order)
     assert torch.equal(received.double(), x) and left == made["FIRST_STATE"]
-    with torch.no_grad():  # an impossible pixel still gets one slot
-        p = model.logits(x).sigmoid().clamp(2**-28, 1 - 2**-28)
-    exact = -(x * p.log2() + (1 - x) * (1 - p).log2()).sum().item()
+    q = (sum(network(x).sigmoid() for network in networks) / count).detach()
+    q = q.clamp(2**-28, 1 - 2**-28)  # an impossible pixel still gets one slot
+    exact = -(x * q.log2() + (1 - x) * (1 - q).log2()).sum().item()
     grown = math.log2(state) - math.log2(made["FIRST_STATE"])
     assert grown == pytest.approx(exact, abs=1 + 0.01 * (scale > 10) * exact)
 
 
-@pytest.mark.parametrize("kind", ["with_leak", "over_orderings"])
-def test_a_file_of_what_is_no_model_does_not_open(made, monkeypatch, kind):
-    x, many = every_image(6), build(made, 6, 30, 1, 0, 3)
-    leaky = build(made, 6, 30, 1, 0, 1, kind="Leaky")
-    names = {"leaky": leaky, "cut_leaky": leaky.cut(), "eight_orderings": many}
-    for name, value in (names | {"cut_orderings": [many.cut(k) for k in range(3)]}).items():
-        monkeypatch.setitem(made, name, value)
-    each = [leaky.logits(x)] if kind == "with_leak" else [many.logits(x, k) for k in range(3)]
-    torch.testing.assert_close(made[kind](x), torch.stack(each).sigmoid().mean(0))
-    order = (leaky if kind == "with_leak" else many).places[0].argsort()
-    state = made["write"](made[kind], x, order)
-    received, _ = made["read"](made[kind], state, len(x), order)
-    differ = (received != x).sum(1).float().mean().item()
-    assert differ > 0.1
-    assert made["recovered"](received, x) == (pytest.approx(1 - differ / 6), pytest.approx(differ))
+def test_a_file_of_what_is_no_model_does_not_open(made, three, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    x, single = every_image(6).float(), build(made, 6, 30)
+    leaky, _ = leaky_of(made, build(made, 6, 30, order=single.order))
+    names = dict(made) | {"single": single, "leaky": leaky, "four": three, "order": single.order}
+    names |= {"test_x": x, "CODED": 64, "FORGED": 60, "table": id}
+    for text in ("written = file.write_bytes", "int.from_bytes(file", "forged = coded[:FORGED]"):
+        run_cell("MADE", text, names)
+    assert torch.equal(names["received"], names["coded"]) and names["coded"].unique(dim=0).equal(x)
+    printed, x = run_cell("MADE", "promises = {", names), names["coded"][:60]
+    models = zip(([single], [leaky], three), names["opened"].values(), names["rows"], strict=True)
+    for networks, received, row in models:
+        _, promised, promised_bytes, size, wrong = row.values()
+        assert wrong == pytest.approx((received != x).sum().item() / 60)
+        assert wrong == 0 if networks == [single] else wrong > 0.1
+        q = sum(network(x).sigmoid() for network in networks) / len(networks)
+        assert promised == pytest.approx(-Bernoulli(q).log_prob(x.double()).sum(1).mean().item())
+        assert promised_bytes == pytest.approx(promised / math.log(2) / 8)
+        assert 60 * (size - promised_bytes) == pytest.approx(4, abs=1)  # the first state: 28 bits
+    honest = -sum(p(network, x) / 3 for network in three).log().mean().item()
+    assert f"{honest:.2f} nats" in printed
+
+
+@pytest.fixture
+def world(made):
+    """Names for cells of images of 28 × 28 pixels; what is shown or printed stays in `labels` and `tabled`."""
+    images = (510 * torch.rand(20, 784) - 127).clamp(0, 255).to(torch.uint8)
+    names = dict(made) | {"order": torch.arange(784), "mean": means(784), "save": id}
+    names["untrained"] = lambda order: build(made, 784, 20, scale=0.5, order=order).float()
+    names |= {"single": names["untrained"](names["order"]), "test_images": images}
+    names |= {"test_x": made["binarise"](images), "test_labels": torch.arange(20) % 10}
+    names["table"] = lambda rows: names.update(tabled=rows)
+    names["show"] = lambda *sheet, labels=(): names.update(labels=labels)
+    return names
+
+
+def test_nats_are_a_sum_of_surprise_beside_what_needs_no_network(world):
+    run_cell("MADE", "nlls = {", world)
+    x, grey = world["test_x"], world["test_images"].double() / 255
+    each = -Bernoulli(logits=world["single"](x)).log_prob(x).detach()
+    torch.testing.assert_close(world["surprise"], each)
+    torch.testing.assert_close(world["nll"], each.sum(1))
+    independent, (fair, *others) = -Bernoulli(means(784)).log_prob(x), world["tabled"]
+    coins = -torch.special.xlogy(grey, grey) - torch.special.xlogy(1 - grey, 1 - grey)
+    expected = [values.sum().item() / 20 for values in (independent, each, coins)]
+    assert [row["nats per image"] for row in others] == pytest.approx(expected, rel=1e-4)
+    assert fair["bits per pixel"] == "1.000" and fair["±"] < 1e-3 < others[1]["±"]
+    run_cell("MADE", "flips_of_pixels = ", world)  # where they are spent: three parts of the same
+    parts = [[row[name] for row in world["tabled"]] for name in list(world["tabled"][0])[2:]]
+    assert [sum(part) for part in parts] == pytest.approx(expected[1:], rel=1e-4)
+
+
+def test_surprise_of_upright_turned_and_negative_digits(made, world):
+    run_cell("MADE", 'views = {"upright"', world)
+    x = world["test_x"][made["one_of_each"](world["test_labels"])]
+    turned = x.view(10, 28, 28).rot90(2, (1, 2)).flatten(1)
+    views, rows = (x, turned, 1 - x), iter(world["rows"].values())
+    for images, costs in zip(views, world["tabled"], strict=True):
+        q = world["single"](images).sigmoid().detach()
+        surprise = -Bernoulli(q).log_prob(images)
+        for expected in (images, q, (surprise / world["MOST"]).clamp(max=1)):
+            torch.testing.assert_close(next(rows), expected)
+        assert list(costs.values())[1:] == [f"{v:,.0f}" for v in surprise.sum(1).tolist()]
+    assert [name.split(":")[0] for name in world["rows"]][::3] == list(world["views"])
+
+
+def test_frames_show_what_is_drawn_so_far(world):
+    samples = world["samples"] = some_images(20, 784).float()
+    world["save_loop"] = lambda name, frames: world.update(frames=frames)
+    run_cell("MADE", "counts = range(len(mean) % STRIDE", world)
+    frames, counts = world["frames"], range(17, 785, 13)  # the last: 784
+    for n, frame in zip(counts, frames, strict=True):
+        assert torch.equal(frame[:, :n], samples[:16, :n]) and (frame[:, n:] == 0.4).all()
+
+
+def test_holes_are_the_last_pixels_of_a_visit_and_what_is_known_stays(world):
+    world |= {"fit": id, "digits": world["test_x"][:10], "Training": lambda *rest: rest}
+    for text in ("middle_last = ", "holes = {"):
+        run_cell("MADE", text, world)
+    bottom, middle = torch.arange(784) >= 392, torch.zeros(28, 28, dtype=torch.bool)
+    middle[8:20, 8:20] = True
+    filled = zip(world["holes"].values(), world["filled"].values(), strict=True)
+    for hole, ((model, known), images) in zip((bottom, middle.flatten()), filled, strict=True):
+        assert torch.equal(known, ~hole)
+        assert torch.equal(model.order, hole.int().argsort(stable=True))
+        assert images.shape == (8, 6, 784) and (images[:, 0, hole] == 0.4).all()
+        assert (images[:, :, known] == images[:, -1:, known]).all()
+        assert ((images[:, 1:] == 0) | (images[:, 1:] == 1)).all()
+        assert len(images[0, 1:].unique(dim=0)) == 5  # four completions, and the original
+
+
+def test_images_are_ranked_by_their_likelihood(world):
+    nll = world["nll"] = torch.randperm(20).float()
+    run_cell("MADE", "ranks = nll.argsort()", world)
+    best, worst, noise, blank = world["groups"].values()
+    assert torch.equal(torch.cat([best, worst]), world["test_x"][nll.argsort()])
+    assert noise.mean().item() == pytest.approx(world["test_x"].mean().item(), abs=0.03)
+    assert blank.shape == (10, 784) and not blank.any()
+    scores = {name: nats(world["single"], x) for name, x in world["groups"].items()}
+    assert world["labels"] == [f"{name}: {score:,.0f} nats" for name, score in scores.items()]
+
+
+def test_shared_weights_keep_the_order_of_the_visit(made):
+    order, x = torch.arange(784), some_images(2, 784)
+    degrees = made["draw_degrees"](order, means(784), 20)
+    model = randomise(made["SharedMADE"](order, degrees, means(784), 1))
+    slopes = slopes_of(made, model)
+    assert (slopes.triu() == 0).all() and (slopes.diagonal(-1) > 0).float().mean() > 0.9
+    added = model.shared((x - model.mean).view(2, 1, 28, 28)).view(2, 784)
+    torch.testing.assert_close(model(x), made["MADE"].forward(model, x) + added)
+
+
+def test_a_masked_convolution_hears_earlier_pixels_near_it_and_no_others(made):
+    image = torch.rand(1, 1, 9, 9, requires_grad=True)
+    made["MaskedConv2d"](1, 2, 5)(image)[0, 1, 4, 4].backward()
+    above = [[row, column] for row in (2, 3) for column in range(2, 7)]
+    assert image.grad[0, 0].nonzero().tolist() == [*above, [4, 2], [4, 3]]
