@@ -23,11 +23,11 @@ PARTS = {  # of the sidebar, in its order
     "Notebooks": ["Basic_VAE.ipynb", "MADE.ipynb", "Lagrangian_VAE.ipynb"],
     "Questions and answers": ["docs/answers.md", "docs/questions.md", "docs/*.md"],
     "Records": ["benchmarks/*.md"],
-    "The repository": ["data/README.md", "CONTRIBUTING.md"],
+    "The repository": ["data/README.md", "CONTRIBUTING.md", "CHANGES.md"],
 }
 LINK = re.compile(r"""(?:(?<=\]\()|(?<=src="))[^\s#)"]+""")
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y", "sre")
-TITLE = "Variational autoencoders, in three notebooks"
+TITLE = "Two variational autoencoders and MADE, in three notebooks"
 SETTINGS = {
     "project": TITLE,
     "html_title": TITLE,
