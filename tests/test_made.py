@@ -561,6 +561,30 @@ def test_holes_are_the_last_pixels_of_a_visit_and_what_is_known_stays(world):
         assert len(images[0, 1:].unique(dim=0)) == 5  # four completions, and the original
 
 
+def test_a_file_is_compared_with_others_and_with_what_independent_pixels_promise(world):
+    coded = world["coded"] = world["test_x"][:10]
+    world |= {"train_images": world["test_images"], "written": 1230}
+    printed = run_cell("MADE", "sizes = compressed(", world)
+    rows = {row["written as"]: row["bytes an image"] for row in world["tabled"]}
+    assert rows["packed bits"] == 98 and rows["MADE"] == 123
+    promised = nats(world["single"], coded) / math.log(2) / 8
+    assert f"promises {promised:.2f} bytes" in printed
+    independent = -Bernoulli(means(784)).log_prob(coded.double()).sum(1).mean().item()
+    assert rows["independent pixels, promised"] == pytest.approx(independent / math.log(2) / 8)
+    assert world["best"] == min(
+        size for name, size in rows.items() if name not in ("MADE", "independent pixels, promised")
+    )
+    assert rows["xz, after the training images"] != rows["xz"]
+
+
+def test_the_slowest_pixel_of_ten_draws_is_black(world):
+    world |= {"after": torch.randint(1, 30, (12, 784)), "drawn": {world["sample"]: world["test_x"]}}
+    world["show"] = lambda sheet, *rest, labels: world.update(sheet=sheet)
+    run_cell("MADE", "late = ", world)
+    late = world["after"][:10] / world["after"][:10].max()
+    torch.testing.assert_close(world["sheet"], torch.cat([world["test_x"][:10], late]))
+
+
 def test_images_are_ranked_by_their_likelihood(world):
     nll = world["nll"] = torch.randperm(20).float()
     run_cell("MADE", "ranks = nll.argsort()", world)
