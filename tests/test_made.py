@@ -452,6 +452,18 @@ def test_the_classifier_is_bayes_rule_and_the_mixture_sums_to_one(made):
     assert rows["test NLL, class given"][0] == pytest.approx(class_given, abs=1e-3)
     assert rows["test error as a classifier"] == (round(100 * wrong, 4), "")
     assert rows["test NLL, one ordering"] == (1, 0)
+    assert rows["validation NLL, one ordering"][0] == pytest.approx(
+        nats(names["single"], x), abs=1e-3
+    )
+
+
+def test_the_class_is_one_of_those_that_training_images_have(made):
+    names = dict(made) | {"single": build(made, 6, 20), "train_labels": torch.tensor([2, 0, 3])}
+    names |= {"fit": lambda *rest, **options: None, "Training": lambda *rest: rest}
+    run_cell("MADE", "again = Training", names)
+    _, model, optimizer, epochs = names["again"]
+    assert model.classes == 4 and epochs == made["CLASS_EPOCHS"]
+    assert optimizer.param_groups[0]["lr"] == made["CLASS_RATE"]
 
 
 @pytest.mark.parametrize("pixels", [2, 4, 9])
