@@ -597,6 +597,17 @@ def test_the_slowest_pixel_of_ten_draws_is_black(world):
     torch.testing.assert_close(world["sheet"], torch.cat([world["test_x"][:10], late]))
 
 
+def test_the_model_reads_row_by_row_and_starts_from_the_means(world):
+    grey = world["test_images"] / 255
+    world |= {"train_images": world["test_images"], "HIDDEN": 30, "BLOCKS": 2}
+    run_cell("MADE", "mean = train_images", world)
+    single, shade = world["single"], grey.mean(0)
+    torch.testing.assert_close(world["mean"], shade)
+    assert single.order.tolist() == list(range(784)) and len(single.blocks) == 2
+    p = single(world["test_x"][:1]).sigmoid()[0]
+    torch.testing.assert_close(p, shade.clamp(1e-3, 1 - 1e-3))
+
+
 def test_images_are_ranked_by_their_likelihood(world):
     nll = world["nll"] = torch.randperm(20).float()
     run_cell("MADE", "ranks = nll.argsort()", world)
