@@ -11,7 +11,7 @@ CPU ?= $(shell [ "$$(uname)" = Linux ] && [ ! -e /proc/driver/nvidia ] && ! comm
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := all
-.PHONY: all quick lab test bench book sync format clean help
+.PHONY: all quick lab test tables bench book sync format clean help
 
 all: .venv/run.stamp ## run the notebooks top to bottom on MNIST, in place, and rewrite images/; KEPT=1 trains nothing that is in weights/, in build/kept/
 	$(VENV) tools/run.py $(if $(KEPT),--kept) --dataset $(DATASET) $(NOTEBOOKS)
@@ -26,6 +26,9 @@ test: .venv/dev.stamp ## lint, and run the tests
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
 	$(VENV) -m pytest -n auto --dist loadgroup
+
+tables: .venv/run.stamp ## make the tables of benchmarks/ from the rows that were measured
+	$(VENV) benchmarks/tables.py
 
 bench: .venv/run.stamp ## race other people's recipes for the same time; BENCH=--growth shows how cost grows
 	$(VENV) benchmarks/benchmark.py $(BENCH)

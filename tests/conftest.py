@@ -26,9 +26,9 @@ from definitions import definitions  # noqa: E402
 NOTEBOOKS = sorted(ROOT.glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-SMALL = {"DATASET": "digits", "EPOCHS": 2, "SHORT_EPOCHS": 1, "CONSTRAINED_EPOCHS": 2}
+SMALL = {"DATASET": "digits", "EPOCHS": 2, "SHORT_EPOCHS": 1, "FRONT_EPOCHS": 2}
 SMALL |= {"COMPONENTS": 5, "HIDDEN": 32, "ENCODER": [32, 1], "DECODER": [32, 1]}
-SMALL |= {"SHORT_STEPS": 20, "SMALL_EPOCHS": 1, "PRICE_EPOCHS": 1, "MMD_EPOCHS": 1}
+SMALL |= {"SMALL": [32, 1], "SHORT_STEPS": 20}
 SMALL |= {"FIRST_EPOCHS": 1, "CODED": 20, "CLASS_EPOCHS": 1, "FORGED": 3}
 SMALL["CODES"] = [2, 3, 4]  # so few that all images are scored at once on any device
 

@@ -25,8 +25,7 @@ from pictures import side_by_side
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PRODUCTS = ("images", "weights", "results")  # the folders that a notebook writes to
-QUICK = {"EPOCHS": 2, "SHORT_EPOCHS": 1, "CONSTRAINED_EPOCHS": 2}
-QUICK |= {"SHORT_STEPS": 100, "SMALL_EPOCHS": 1, "PRICE_EPOCHS": 1, "MMD_EPOCHS": 1}
+QUICK = {"EPOCHS": 2, "SHORT_EPOCHS": 1, "FRONT_EPOCHS": 1, "SHORT_STEPS": 100}
 QUICK |= {"FIRST_EPOCHS": 1, "CODED": 50, "CLASS_EPOCHS": 1, "FORGED": 10}
 QUICK["CODES"] = [10, 50, 100]
 APART = {"quick": QUICK, "kept": {"TRAIN": False}}  # runs that change nothing outside of build/

@@ -1,0 +1,132 @@
+"""Experiments in one way: jobs that make rows, rows that are kept, tables that are made from rows.
+
+A file of this folder lists jobs for one question and ends with `main(jobs())`. Each job is a function call that gives
+one row. `python benchmarks/FILE.py TEXT` runs the jobs that have TEXT in their name and no row yet; without TEXT, all.
+Rows are lines of benchmarks/rows/FILE.jsonl, with seed, commit, machine and seconds, so that a run can be interrupted
+and goes on. `--processes 2 --threads 1` runs two side by side; `--list` names the jobs.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = ROOT / "benchmarks" / "rows"
+sys.path.insert(0, str(ROOT / "tools"))
+
+from definitions import definitions  # noqa: E402
+
+device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+@dataclass
+class Job:
+    """A row to be made: make(seed=seed, **given) returns what was measured, a dictionary."""
+
+    name: str
+    make: Callable
+    seed: int = 0
+    given: dict = field(default_factory=dict)
+
+
+@cache
+def images():
+    """MNIST's three parts as the notebooks have them: pairs of images and labels."""
+    return definitions(ROOT / "Basic_VAE.ipynb")["load_images"]("MNIST", ROOT / "data")
+
+
+def book(stem, **constants):
+    """A notebook's definitions by name, with its data; nothing is kept, and constants may be others."""
+    names = definitions(ROOT / f"{stem}.ipynb")
+    training, (validation_images, validation_labels), (test_images, test_labels) = images()
+    coins = torch.Generator().manual_seed(2026)  # as in the notebooks
+    test_x, validation_x = (names["binarise"](x, coins) for x in (test_images, validation_images))
+    names |= {"training": training, "train_data": [part.to(device) for part in training]}
+    names |= {"validation_images": validation_images, "validation_labels": validation_labels}
+    names |= {"test_images": test_images, "test_labels": test_labels, "device": device}
+    names |= {"test_x": test_x.to(device), "validation_x": validation_x.to(device)}
+    names |= constants  # in place: the functions look for these names here
+    return names
+
+
+def machine():
+    """The processor or GPU, and how many threads it has."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
+    if device.type == "cpu" and Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    bfloat16 = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "no bfloat16"
+    return f"{name}, {torch.get_num_threads()} threads, {bfloat16}, torch {torch.__version__}"
+
+
+def commit():
+    """The commit that is checked out, with a + if files were changed since."""
+    said = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(said, capture_output=True, text=True).stdout.strip()
+
+
+def read(question):
+    """The rows of a question by the name of their job."""
+    path = ROWS / f"{question}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {row["job"]: row for row in map(json.loads, lines)}
+
+
+def do(job, threads, folder):
+    """Run a job in a process of its own."""
+    torch.set_num_threads(threads)
+    os.makedirs(folder, exist_ok=True)
+    os.chdir(folder)  # what notebooks write goes there
+    torch.manual_seed(job.seed)
+    begin = time.perf_counter()
+    row = job.make(seed=job.seed, **job.given)
+    seconds = round(time.perf_counter() - begin, 1)
+    return row | {"seconds": row.get("seconds", seconds), "machine": machine()}
+
+
+def run(question, jobs, processes=1, threads=2):
+    """Run jobs that have no row yet, and append their rows."""
+    done, sha = read(question), commit()
+    jobs = [job for job in jobs if job.name not in done]
+    ROWS.mkdir(exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes that follow
+    folder = ROOT / "build" / "benchmarks" / question
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        running = {pool.submit(do, job, threads, folder): job for job in jobs}
+        for number, future in enumerate(as_completed(running), 1):
+            job = running[future]
+            row = {"job": job.name, "seed": job.seed, "commit": sha} | future.result()
+            with (ROWS / f"{question}.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            print(f"{number} of {len(jobs)}: {job.name}, {row['seconds']} s", flush=True)
+
+
+def main(jobs):
+    """The command line of a file of jobs."""
+    question = Path(sys.argv[0]).stem
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
+    parser.add_argument(
+        "text", nargs="?", default="", help="run the jobs that have this in their name"
+    )
+    parser.add_argument("--list", action="store_true", help="name the jobs")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    asked = parser.parse_args()
+
+    chosen = [job for job in jobs if asked.text in job.name]
+    if asked.list:
+        print("\n".join(job.name for job in chosen))
+    else:
+        run(question, chosen, asked.processes, asked.threads)

@@ -1,0 +1,150 @@
+"""Put the tables that are made from rows into their pages: `make tables`.
+
+A table stands between `<!-- name -->` and `<!-- end -->`, and is made by the function of that name.
+"""
+
+import math
+import re
+from statistics import mean, stdev
+
+import matplotlib.pyplot as plt
+from constraints import CASES, LONGER, METHODS, NATS_OF_A_BYTE, tuned
+from harness import ROOT, read
+from scipy.interpolate import PchipInterpolator
+
+PAGES = [ROOT / "benchmarks" / "constraints.md"]
+
+
+def table(rows):
+    """Dictionaries with the same keys as a table in Markdown."""
+    lines = [
+        list(rows[0]),
+        ["---"] * len(rows[0]),
+        *([str(v) for v in row.values()] for row in rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def trials(method):
+    """The rows of a method that were judged on test images."""
+    return [row for row in read("constraints").values() if row.get("method") == method]
+
+
+def excess(row):
+    """By how many nats the rate of the test images exceeds what was asked."""
+    return row["test rate"] - row["bytes"] * NATS_OF_A_BYTE
+
+
+def above_sweep(row):
+    """Nats of distortion above the sweep of weights at the same rate (between its points, a monotone curve)."""
+    swept = [r for r in read("constraints").values() if "β" in r and r["case"] == row["case"]]
+    points = sorted((math.log(r["test rate"]), r["test distortion"]) for r in swept)
+    curve = PchipInterpolator(*zip(*points, strict=True))
+    return row["test distortion"] - float(curve(math.log(row["test rate"])))
+
+
+def spread(values, digits=2):
+    """Mean ± standard deviation."""
+    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
+
+
+def methods():
+    """All cases, bounds and seeds of a method in a row."""
+    rows = []
+    for method in [*METHODS, LONGER]:
+        found = trials(method)
+        over = [excess(row) for row in found]
+        by_much = sum(e > 2 * row["test ±"] for e, row in zip(over, found, strict=True))
+        unused = [
+            -100 * e / (row["bytes"] * NATS_OF_A_BYTE) for e, row in zip(over, found, strict=True)
+        ]
+        rows.append(
+            {
+                "method": method,
+                "kept": f"{sum(e <= 0 for e in over)} of {len(over)}",
+                "exceeded by more than two errors": by_much,
+                "worst, nats": f"{max(over):+.2f}",
+                "unused where kept, %": f"{mean(u for u in unused if u >= 0):.1f}",
+                "most unused, %": f"{max(unused):.0f}",
+                "distortion above the sweep": f"{mean(map(above_sweep, found)):.2f}",
+                "trainings": f"{mean(row['trainings'] for row in found):.1f}",
+            }
+        )
+    return table(rows)
+
+
+def multiplier():
+    """The rates that the multiplier reached, and its last prices."""
+    rows = []
+    for case in CASES:
+        for size in (1, 3, 6):
+            found = [r for r in trials("multiplier") if r["case"] == case and r["bytes"] == size]
+            rows.append(
+                {
+                    "images": case,
+                    "asked: at most": f"{size * NATS_OF_A_BYTE:.2f}",
+                    "margin": f"{size * NATS_OF_A_BYTE - found[0]['aim']:.2f}",
+                    "rate, seeds 0, 1, 2": ", ".join(f"{r['test rate']:.2f}" for r in found),
+                    "± (images)": f"{found[0]['test ±']:.2f}",
+                    "λ": ", ".join(f"{r['price']:.2f}" for r in found),
+                }
+            )
+    return table(rows)
+
+
+def tuning():
+    """What was tried on MNIST with three bytes."""
+    rows = [row for row in read("constraints").values() if row["job"].startswith("tuning")]
+    shown = []
+    for row in rows:
+        chosen = row["step"] == tuned(row["rule"]) if row["step"] else True
+        step = f"{row['step']:g}" if row["step"] else f"β = {row['price']:.2f}"
+        shown.append(
+            {
+                "rule": row["rule"],
+                "step": f"**{step}**" if chosen else step,
+                "rate − aim": f"{row['telling rate'] - row['aim']:+.2f}",
+                "trainings": row["trainings"],
+            }
+        )
+    return table(shown)
+
+
+def picture():
+    """Nats that were left unused, or were too many, of every trial."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), sharey=True, layout="constrained")
+    for axis, size in zip(axes, (1, 3, 6), strict=True):
+        for i, method in enumerate(METHODS):
+            for case, marker in zip(CASES, "osv^", strict=True):
+                over = [
+                    excess(r) for r in trials(method) if (r["case"], r["bytes"]) == (case, size)
+                ]
+                axis.plot(
+                    over,
+                    [i] * len(over),
+                    marker,
+                    color="C0",
+                    mfc="none",
+                    label=case if not i else None,
+                )
+        axis.axvline(0, color="0.3")
+        axis.set(
+            title=f"{size} bytes", xlabel="nats above what was asked", yticks=range(len(METHODS))
+        )
+        axis.set_yticklabels(METHODS)
+        axis.set_xscale("symlog", linthresh=1)
+    axes[0].legend(fontsize=7)
+    figure.savefig(ROOT / "benchmarks" / "constraints.png", dpi=110, metadata={"Software": None})
+
+
+def with_tables(text):
+    """A page with its tables made anew."""
+    made = {f.__name__: f for f in (methods, multiplier, tuning)}
+    replace = lambda found: f"<!-- {found[1]} -->\n{made[found[1]]()}\n<!-- end -->"  # noqa: E731
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", replace, text, flags=re.S)
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    picture()
