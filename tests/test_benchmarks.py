@@ -40,7 +40,7 @@ RULES = [rule for name, rule in constraints.RULES.items() if name != "multiplier
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_rule_raises_the_price_where_the_bound_is_exceeded_and_lowers_it_where_there_is_room(rule):
+def test_a_rule_raises_the_price_above_the_bound_and_lowers_it_below(rule):
     high, low = rule(10.0, 0.01), rule(10.0, 0.01)
     for _ in range(20):
         high.ascend(11.0)

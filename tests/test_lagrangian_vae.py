@@ -414,16 +414,17 @@ def a_run(book, distortion, rate, history=(), beta=None):
 
 
 def test_tables_say_whether_a_bound_was_kept_and_what_a_model_has(book):
-    run, error = a_run(book, 60.0, 15.0, [{"price": 9.0}, {"price": 3.0}]), math.sqrt(1 / 3)
+    run = a_run(book, 60.0, 15.0, [{"price": 9.0}, {"price": 3.0}])
+    error = pytest.approx(math.sqrt(1 / 3))
     values = {"distortion": [60] * 4, "rate": [14, 16] * 2, "-ELBO": [74, 76] * 2}
     assert {name: run.values(name).tolist() for name in values} == values
     case = book["Asked"](0.2, run, a_run(book, 0.0, 7.0))
     for asked, kept in ((16.0, "yes"), (15.0, "yes"), (14.9, "NO")):
         row = list(book["kept_row"]("a", case, asked).values())
-        errors = pytest.approx((asked - 15) / error)
-        assert row == ["a", 15.0, pytest.approx(error), kept, errors, 0.2, 3.0, 7.0]
+        errors = pytest.approx((asked - 15) * math.sqrt(3))
+        assert row == ["a", 15.0, error, kept, errors, 0.2, 3.0, 7.0, error]
     row = book["terms_row"]("b", run)
-    assert list(row.values()) == ["b", 60.0, 15.0, 75.0, pytest.approx(error)]
+    assert list(row.values()) == ["b", 60.0, 15.0, 75.0, error]
 
 
 def test_weights_and_prices_are_inverse_and_infinite_at_one(book):
@@ -436,15 +437,19 @@ def test_weights_and_prices_are_inverse_and_infinite_at_one(book):
     assert book["beta_of"](1e9, "distortion") < 1 < book["beta_of"](1e9, "rate") < 1.001
 
 
-def test_a_price_is_of_the_weight_or_a_mean_with_the_weights_of_the_learning_rate(book):
-    """The learning rate falls to zero in a straight line: in three epochs like 5, 3 and 1."""
-    prices = [math.exp(log) for log in (1.0, 2.0, -3.0)]
-    history = [{"price": price, "loss": 0.0} for price in prices]
-    expected = math.exp((5 * 1 + 3 * 2 - 3) / 9)
-    assert book["price"](book["Run"](None, history)) == pytest.approx(expected)
-    assert book["price"](book["Run"](None, history[:1])) == pytest.approx(math.e)
-    assert book["price"](book["Run"](None, history, beta=0.75)) == pytest.approx(3)
-    assert book["price"](book["Run"](None, [], beta=1.0)) == math.inf
+def test_a_price_is_of_the_weight_or_a_mean_with_the_weights_of_the_learning_rate(book, put):
+    """The learning rate falls to zero in a straight line: in six epochs like 11, 9, ... and 1."""
+    logs, rates = (1, 2, -3, 1, 0, 4), (11, 9, 7, 5, 3, 1)
+    run = book["Run"](None, [{"price": math.exp(log), "loss": 0.0} for log in logs])
+    mean = sum(rate * log for rate, log in zip(rates, logs, strict=True)) / 36
+    assert book["price"](run) == pytest.approx(math.exp(mean))
+    put(runs={"a": run})  # all, the middle two, the last two, the last
+    means = [pytest.approx(math.exp(log)) for log in (mean, -1, 2, 4)]
+    assert list(book["readings"]("a").values()) == ["a", *means]
+    run.beta = 0.75
+    assert book["price"](run) == pytest.approx(3)
+    run.beta = 1.0
+    assert book["price"](run) == math.inf
 
 
 def test_a_slope_has_the_error_of_images_drawn_again(book):
