@@ -126,7 +126,9 @@ def picture():
                 )
         axis.axvline(0, color="0.3")
         axis.set(
-            title=f"{size} bytes", xlabel="nats above what was asked", yticks=range(len(METHODS))
+            title=f"{size} byte{'s' * (size > 1)}",
+            xlabel="nats above what was asked",
+            yticks=range(len(METHODS)),
         )
         axis.set_yticklabels(METHODS)
         axis.set_xscale("symlog", linthresh=1)
