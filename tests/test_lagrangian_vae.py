@@ -617,7 +617,7 @@ def test_samples_are_compared_with_real_images_anew_each_time(book, small, put):
     reference = book["features"](judge, x)
     put(judge=judge, reference=reference, some_test=x[:20], CODES=(4, 8))
     put(validation_labels=labels, test_labels=labels)
-    for prior in (model.prior, Normal(torch.zeros(4), 0.1)):
+    for prior in (model.prior, Normal(torch.full((4,), 99.0), 1.0)):  # near, and far out
         distances = book["sample_distances"](model, prior, judge, reference)
         assert distances.shape == (book["REPEATS"],) and len(set(distances.tolist())) > 1
         sample = book["features"](judge, book["drawn"](model, prior.sample((60,))))
@@ -635,6 +635,7 @@ def test_a_fitted_prior_goes_to_the_codes(book, small, put, monkeypatch, tmp_pat
     model = book["small_training"]("a", x).model
     last = model.encoder[-1]
     last.weight.data[:], last.bias.data[:4], last.bias.data[4:] = 0.0, 1.0, -math.log(3)
+    model.decoder[0].weight.data *= 99  # so that an image depends on its code
     put(train_data=[torch.zeros(2000, 784).byte()] * 2, COMPONENTS=1, SHORT_STEPS=1000)
     run = book["Run"](model, [])
     put(small={"a": run}, judge=judge, reference=book["features"](judge, x), test_x=x.repeat(9, 1))
@@ -649,6 +650,9 @@ def test_a_fitted_prior_goes_to_the_codes(book, small, put, monkeypatch, tmp_pat
     codes = 1 + torch.randn(540, 4) / 3
     expected = book["mmd"](codes, 1.0).item() / book["MMD_BOUND"]
     assert row["MMD² / ε₂"] == pytest.approx(expected, rel=0.1)
+    for column, source in (("samples", model.prior()), ("fitted", prior)):
+        distances = book["sample_distances"](model, source, judge, book["reference"])
+        assert row[column] == pytest.approx(distances.mean().item(), rel=0.1)
 
 
 def test_neighbours_are_found_by_codes(book, small, put):
@@ -688,3 +692,17 @@ def test_results_are_numbers_with_their_errors_to_four_decimals(book):
     assert list(book["result"]("a", "nats", 1.23456).values()) == ["a", 1.2346, "", "nats"]
     row = book["result"]("a", "nats", 2.0, 0.000449)
     assert row == {"result": "a", "value": 2.0, "±": 0.0004, "unit": "nats"}
+
+
+def test_the_cases_and_the_kernels_are_those_of_the_text(book):
+    labels = torch.arange(40) % 4
+    images = labels[:, None].repeat(1, 784).byte()
+    names = dict(book) | {"training": (images, labels)}
+    names |= {"validation_labels": labels, "test_labels": labels}
+    run_cell("Lagrangian_VAE", "cases = {", names)
+    sizes = {name: case(images, labels).shape for name, case in names["cases"].items()}
+    assert list(sizes.values()) == [(40, 784), (40, 196), (10, 784), (20, 1568)]
+    assert (names["cases"]["ones only"](images, labels) == 1).all()
+    said = run_cell("Lagrangian_VAE", "PUBLISHED_DIM**2 / 2", dict(book))
+    wide, here, bound = (float(line.split()[-1]) for line in said.splitlines()[1:])
+    assert 3e-4 < wide < bound == 5e-4 and here > 0.5
