@@ -21,6 +21,9 @@ METHODS = ("multiplier", "secant search", "weight", "GECO", "ControlVAE", "Adam"
 BYTES, SEEDS, PILOT = (1, 3, 6), (0, 1), 100  # PILOT: the seed of margins and tuning
 NATS_OF_A_BYTE = 8 * math.log(2)
 LONGER = "multiplier, 3,200 steps"
+CAP = 100.0  # no price gets higher, as in the notebook
+MEMORY = 0.05  # GECO: the share of a new violation in the running average
+KP = 0.01  # ControlVAE: the factor of the proportional part
 SWEEP = (0.15, 0.3, 0.6, 1.0, 1.7, 3.0, 6.0, 12.0)
 
 
@@ -35,13 +38,14 @@ class Geco:
 
     def ascend(self, constraint):
         v = constraint - self.bound
-        self.average = v if self.average is None else 0.95 * self.average + 0.05 * v
-        self.value = min(self.value * math.exp(self.step * self.average), 100.0)
+        before = v if self.average is None else self.average
+        self.average = (1 - MEMORY) * before + MEMORY * v
+        self.value = min(self.value * math.exp(self.step * self.average), CAP)
 
 
 @dataclass
 class ControlVAE:
-    """The PI controller of Shao et al. (2020), algorithm 1, with its Kp; the weight begins at 1, as all do."""
+    """The PI controller of Shao et al. (2020), with its Kp; its integral begins at 1 and does not wind up."""
 
     bound: float
     step: float  # Ki
@@ -50,9 +54,11 @@ class ControlVAE:
 
     def ascend(self, constraint):
         e = self.bound - constraint
-        if 0 <= self.value <= 100:  # no windup
-            self.integral -= self.step * e
-        self.value = min(max(0.01 / (1 + math.exp(min(e, 50.0))) + self.integral, 0.0), 100.0)
+        self.integral = min(max(self.integral - self.step * e, 0.0), CAP)
+        proportional = KP / (
+            1 + math.exp(min(e, 50.0))
+        )  # e is cut off, so that exp does not overflow
+        self.value = min(proportional + self.integral, CAP)
 
 
 class AdamPrice:
@@ -64,18 +70,15 @@ class AdamPrice:
 
     @property
     def value(self):
-        return min(self.log_value.exp().item(), 100.0)
+        return self.log_value.exp().item()
 
     def ascend(self, constraint):
         self.log_value.grad = torch.tensor(float(constraint - self.bound))
         self.optimizer.step()
+        self.log_value.data.clamp_(max=math.log(CAP))
 
 
-def ours(names):
-    return lambda bound, step: names["Multiplier"](bound, speed=step)
-
-
-RULES = {"multiplier": ours, "GECO": Geco, "ControlVAE": ControlVAE, "Adam": AdamPrice}
+RULES = {"GECO": Geco, "ControlVAE": ControlVAE, "Adam": AdamPrice}  # beside the multiplier
 STEPS = {
     "multiplier": (0.02, 0.04, 0.08, 0.16),
     "GECO": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
@@ -96,7 +99,7 @@ def images_of(names, case):
     return names["images_of"](make[case])
 
 
-def judged(names, model, others, asked):
+def judged(names, model, others):
     """Rates and distortions of images that did not steer."""
     row = {}
     for part, x in others.items():
@@ -112,8 +115,11 @@ def judged(names, model, others, asked):
 
 def by_rule(names, rule, step, aim, train, steering, seed):
     """One training with a price that is moved."""
-    make = ours(names) if rule == "multiplier" else RULES[rule]
-    going, price = names["small_training"](rule, train, seed), make(aim, step)
+    if rule == "multiplier":
+        price = names["Multiplier"](aim, speed=step)
+    else:
+        price = RULES[rule](aim, step)
+    going = names["small_training"](rule, train, seed)
     measure = names["OnSome"]("rate", steering)
     names["fit_bounded"].__wrapped__(going, "distortion", "rate", price, measure)
     return going.model, price.value
@@ -172,7 +178,7 @@ def tuning(seed, rule, step=None):
         model, price, number = by_secant(names, aim, train, steering, seed)
     else:
         (model, price), number = by_rule(names, rule, step, aim, train, steering, seed), 1
-    row = judged(names, model, {"telling": telling}, aim)
+    row = judged(names, model, {"telling": telling})
     return {"rule": rule, "step": step, "price": price, "trainings": number, "aim": aim} | row
 
 
@@ -207,14 +213,14 @@ def trial(seed, case, size, method):
         "trainings": number,
         "aim": aim,
     }
-    return row | judged(names, model, {"steering": steering, "telling": telling, "test": test}, aim)
+    return row | judged(names, model, {"steering": steering, "telling": telling, "test": test})
 
 
 def sweep(seed, case, beta):
     names = book("Lagrangian_VAE")
     train, _, _, test = images_of(names, case)
     model = by_weight(names, beta, train, seed)
-    return {"case": case, "β": beta} | judged(names, model, {"test": test}, 0.0)
+    return {"case": case, "β": beta} | judged(names, model, {"test": test})
 
 
 def jobs():
