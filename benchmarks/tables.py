@@ -3,16 +3,20 @@
 A table stands between `<!-- name -->` and `<!-- end -->`, and is made by the function of that name.
 """
 
+import json
 import math
 import re
 from statistics import mean
 
 import matplotlib.pyplot as plt
 from constraints import CASES, LONGER, METHODS, NATS_OF_A_BYTE, tuned
-from harness import ROOT, read
+from harness import ROOT, ROWS, read
 from scipy.interpolate import PchipInterpolator
 
-PAGES = [ROOT / "benchmarks" / "constraints.md"]
+PAGES = [
+    *(ROOT / "benchmarks" / f"{name}.md" for name in ("README", "constraints", "choices")),
+    ROOT / "docs" / "answers.md",
+]
 
 
 def table(rows):
@@ -136,12 +140,23 @@ def picture():
     figure.savefig(ROOT / "benchmarks" / "constraints.png", dpi=110, metadata={"Software": None})
 
 
+def transcribed(name):
+    """A table of what was measured elsewhere or earlier: its rows as they were written down."""
+    lines = (ROWS / "transcribed.jsonl").read_text(encoding="utf-8").splitlines()
+    return table([row["row"] for row in map(json.loads, lines) if row["table"] == name])
+
+
 def with_tables(text):
     """A page with its tables made anew."""
-    made = {f.__name__: f for f in (methods, multiplier, tuning)}
-    replace = lambda found: f"<!-- {found[1]} -->\n{made[found[1]]()}\n<!-- end -->"  # noqa: E731
-    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", replace, text, flags=re.S)
 
+    def made(found):
+        rows = MADE[found[1]]() if found[1] in MADE else transcribed(found[1])
+        return f"<!-- {found[1]} -->\n{rows}\n<!-- end -->"
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", made, text, flags=re.S)
+
+
+MADE = {f.__name__: f for f in (methods, multiplier, tuning)}
 
 if __name__ == "__main__":
     for page in PAGES:
