@@ -1,48 +1,27 @@
-"""The answers to the exercises of the notebooks, measured: tables and pictures of docs/answers.md.
+"""The answers to the exercises of the notebooks, measured: rows of the tables in docs/answers.md.
 
-    python benchmarks/answers.py --list              # what there is
-    python benchmarks/answers.py "beta"              # trains what has this in its name, and keeps rows
-    python benchmarks/answers.py --report            # puts the rows into docs/answers.md, and draws the pictures
+    python benchmarks/answers.py --list           # a job for each row
+    python benchmarks/answers.py beta_by_hand     # trains what has this in its name
 
-An exercise is a function that gives one row of a table, run once for each of its arguments. Everything is of the
-third edition's notebooks: what they define, their parameters, and, where an exercise starts from a trained model,
-the weights that their runs left in weights/. Nats are of validation images. Rows are kept in docs/answers.json,
-images in build/answers/. `--jobs 8` runs so many side by side, which pays on a GPU.
+An exercise is a function that returns a row, run once for each of its arguments. Nats are of validation images. Where
+it starts from a trained model, it is the one that the last run of the notebook left in weights/. Images that are
+drawn are kept in build/answers/, from which `make tables` makes the pictures.
 """
 
-import argparse
-import contextlib
-import json
 import math
-import random
-import re
-import sys
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from statistics import NormalDist
 
-import front
 import masks
-import matplotlib.pyplot as plt
-import nbformat
 import torch
-from benchmark import ROOT, device, edition, prepare
+from harness import ROOT, Job, book, device, main, trained
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 from torch.nn import functional as F
 
-PAGE, ROWS = ROOT / "docs" / "answers.md", ROOT / "docs" / "answers.json"
-KEPT = ROOT / "build" / "answers"
+KEPT = ROOT / "build" / "answers"  # images for pictures
 EPOCHS = 15  # of a VAE that is trained from the start
 FIT_RATE, FIT_CODES = 0.01, 16  # learning rate, and codes a step, where q is fitted to each image
-
-
-def cell(book, notebook, text):
-    """Execute the cell of a notebook that contains a text, among the names of `book`."""
-    cells = nbformat.read(edition(notebook), as_version=4).cells
-    (found,) = [c.source for c in cells if c.cell_type == "code" and text in c.source]
-    exec(found, book)
+HOLE = 10  # pixels a side
 
 
 def keep(name, images):
@@ -59,46 +38,35 @@ def with_error(values, digits=2):
 # Basic_VAE
 
 
-def basic(seed=0):
-    """Basic_VAE.ipynb's definitions and data, and the names that its functions look for."""
-    book = prepare("Basic_VAE", seed=seed)
-    fixed = torch.Generator().manual_seed(0)
-    some = book["validation_x"][torch.randperm(10_000, generator=fixed)[:2000].to(device)]
-    book |= {"train_data": book["data"], "some_validation": some}
-    return book
+def vae(names):
+    """Its model, untrained."""
+    return names["VAE"](names["LATENT_DIM"], names["ENCODER"], names["DECODER"]).to(device)
 
 
-def trained_vae(book):
-    """The model of the committed run."""
-    model = book["VAE"](book["LATENT_DIM"], book["ENCODER"], book["DECODER"]).to(device)
-    path = ROOT / "weights" / "MNIST-VAE.pt"
-    model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+def train_vae(names, model, terms, epochs=EPOCHS):
+    """Train with the notebook's loop, on the sum of two terms."""
+    names["fit"](names["Training"]("", model, names["adamw"](model), epochs), terms)
     return model
 
 
-def train_vae(book, loss, epochs=EPOCHS, model=None):
-    """A VAE that is trained from the start."""
-    torch.manual_seed(book["SEED"])
-    sizes = book["LATENT_DIM"], book["ENCODER"], book["DECODER"]
-    model = (model or book["VAE"](*sizes)).to(device)
-    book["train"](model, loss, book["data"], epochs, book["adamw"](model))
-    return model
+def weighted(names, beta):
+    """The notebook's terms with β in front of the rate."""
 
+    def terms(model, x):
+        distortion, rate = names["vae_terms"](model, x)
+        return distortion, beta * rate
 
-def weighted_terms(book, of_distortion, of_rate):
-    def loss(model, batch):
-        distortion, rate = book["vae_terms"](model, book["binarise"](batch.images))
-        return of_distortion * distortion + of_rate * rate
-
-    return loss
+    return terms
 
 
 @torch.no_grad()
-def vae_row(book, model):
-    """Distortion, rate, −ELBO and active dimensions on validation images."""
-    x = book["validation_x"]
-    distortion, rate = (term.mean().item() for term in book["vae_terms"](model, x))
-    active = (book["encode"](model, x)[0].var(0) > book["ACTIVE"]).sum().item()
+def vae_row(names, model, name):
+    """Distortion, rate, −ELBO and active dimensions; and ten images from the prior are kept."""
+    x = names["validation_x"]
+    distortion, rate = (term.mean().item() for term in names["vae_terms"](model, x))
+    active = (names["encode"](model, x)[0].var(0) > names["ACTIVE"]).sum().item()
+    torch.manual_seed(1)
+    keep(name, names["decode"](model, torch.randn(10, names["LATENT_DIM"], device=device)))
     return {
         "distortion": f"{distortion:.1f}",
         "rate": f"{rate:.1f}",
@@ -107,40 +75,30 @@ def vae_row(book, model):
     }
 
 
-def drawn(book, model):
-    """Ten images from the prior, as pixel probabilities: the same codes each time."""
-    torch.manual_seed(1)
-    return book["decode"](model, torch.randn(10, book["LATENT_DIM"], device=device))
+def beta_by_hand(seed, beta):
+    names = book("Basic_VAE")
+    model = train_vae(names, vae(names), weighted(names, beta))
+    return {"β": f"{beta:g}"} | vae_row(names, model, f"beta {beta:g}")
 
 
-def beta_by_hand(beta):
-    book = basic()
-    model = train_vae(book, weighted_terms(book, 1, beta))
-    keep(f"beta {beta:g}", drawn(book, model))
-    return {"β": f"{beta:g}"} | vae_row(book, model)
+def average_in_place_of_sum(seed, case):
+    names = book("Basic_VAE")
+    # A factor in front of both terms is something that Adam hardly sees: only β is changed.
+    beta = {
+        "sum, sum": 1,
+        "mean over pixels, sum over dimensions": 784,
+        "mean over pixels, mean over dimensions": 784 / names["LATENT_DIM"],
+    }[case]
+    model = train_vae(names, vae(names), weighted(names, beta))
+    row = {"distortion, rate": case, "which β": f"{beta:.4g}"}
+    return row | vae_row(names, model, f"average {case}")
 
 
-def average_in_place_of_sum(case):
-    book = basic()
-    weights = {
-        "sum, sum": (1, 1),
-        "mean over pixels, sum over dimensions": (1 / 784, 1),
-        "mean over pixels, mean over dimensions": (1 / 784, 1 / book["LATENT_DIM"]),
-    }
-    of_distortion, of_rate = weights[case]
-    scale = 1 / of_distortion  # a factor in front of both terms: Adam hardly sees it
-    model = train_vae(book, weighted_terms(book, 1, of_rate * scale))
-    keep(f"average {case}", drawn(book, model))
-    beta = of_rate / of_distortion
-    return {"distortion, rate": case, "which β": f"{beta:.4g}"} | vae_row(book, model)
-
-
-def where_the_gap_comes_from(steps):
+def where_the_gap_comes_from(seed, steps):
     """μ and σ of 100 images, fitted by so many steps on −ELBO."""
-    book = basic()
-    model, x = trained_vae(book), book["some_validation"][:100]
-    torch.manual_seed(0)
-    mu, sigma = (part.clone() for part in book["encode"](model, x))
+    names = book("Basic_VAE")
+    model, x = trained(vae(names), "VAE"), names["subset"](names["validation_x"], 100)
+    mu, sigma = (part.clone() for part in names["encode"](model, x))
     log_sigma = sigma.log().requires_grad_()
     mu.requires_grad_()
     optimizer = torch.optim.Adam([mu, log_sigma])
@@ -148,15 +106,12 @@ def where_the_gap_comes_from(steps):
         optimizer.param_groups[0]["lr"] = FIT_RATE * (1 - step / steps)
         q = Independent(Normal(mu, log_sigma.exp()), 1)
         z = q.rsample((FIT_CODES,))
-        loss = -book["log_w"](model, x, z, q).mean(0).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        names["descend"](-names["log_w"](model, x, z, q).mean(0).sum(), optimizer)
     with torch.no_grad():
         q = Independent(Normal(mu, log_sigma.exp()), 1)
-        elbo = -torch.stack([book["log_w"](model, x, q.sample((100,)), q) for _ in range(10)])
-        elbo = elbo.flatten(0, 1).mean(0)
-        nll = -book["importance_bound"](book["log_weights"](model, x, 10_000), 10_000)
+        draws = [names["log_w"](model, x, q.sample((100,)), q) for _ in range(10)]
+        elbo = -torch.cat(draws).mean(0)
+        nll = -names["importance_bound"](names["log_weights"](model, x, 10_000), 10_000)
     return {
         "q": f"fitted to each image, {steps} steps" if steps else "as the encoder guesses",
         "−ELBO": f"{elbo.mean():.2f}",
@@ -164,86 +119,70 @@ def where_the_gap_comes_from(steps):
     }
 
 
-def full_covariance(kind, seed):
-    """−ELBO and NLL with a diagonal or a full covariance of q."""
-    book = basic(seed)
-    d = book["LATENT_DIM"]
+def full_vae(names):
+    """A VAE whose q(z|x) = N(μ, L Lᵀ), L lower triangular, its diagonal exp of a number."""
+    d = names["LATENT_DIM"]
+    below = torch.tril_indices(d, d, -1)
 
-    class Full(book["VAE"]):
-        """q(z|x) = N(μ, L Lᵀ), L lower triangular, its diagonal exp of a number."""
-
-        def __init__(self):
-            super().__init__(d, book["ENCODER"], book["DECODER"])
-            self.encoder = book["mlp"](784, *book["ENCODER"], 2 * d + d * (d - 1) // 2)
-            self.register_buffer("place", torch.tril_indices(d, d, -1))
-            with torch.no_grad():  # at first as without it
-                self.encoder[-1].weight[2 * d :] *= 0.01
-
+    class Full(names["VAE"]):
         def q(self, x):
-            mu, log_diagonal, below = self.encoder(x).float().split([d, d, d * (d - 1) // 2], -1)
+            mu, log_diagonal, others = self.encoder(x).float().split([d, d, below.shape[1]], -1)
             scale = torch.diag_embed(log_diagonal.exp())
-            scale[..., self.place[0], self.place[1]] = below
+            scale[..., below[0], below[1]] = others
             return MultivariateNormal(mu, scale_tril=scale)
 
     class Prior(nn.Module):
         """The same prior, as a distribution of the same kind."""
 
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("eye", torch.eye(d))
-
         def forward(self):
-            return MultivariateNormal(self.eye[0] * 0, scale_tril=self.eye)
+            return MultivariateNormal(torch.zeros(d), scale_tril=torch.eye(d))
 
-    model = None
-    torch.manual_seed(seed)
-    if kind == "full":
-        model = Full()
-        model.prior = Prior()
+    model = Full(d, names["ENCODER"], names["DECODER"], Prior())
+    model.encoder = names["mlp"](784, *names["ENCODER"], 2 * d + below.shape[1])
+    with torch.no_grad():  # at first as without it
+        model.encoder[-1].weight[2 * d :] *= 0.01
+    return model
 
-    def loss(model, batch):
-        return sum(book["vae_terms"](model, book["binarise"](batch.images)))
 
-    begin = time.perf_counter()
-    model = train_vae(book, loss, 2 * EPOCHS, model)
-    seconds = time.perf_counter() - begin
-    log_ws = book["log_weights"](model, book["some_validation"], 500)
-    elbo, nll = (-book["importance_bound"](log_ws, k).mean() for k in (1, 500))
+def full_covariance(seed, kind):
+    """−ELBO and NLL with a diagonal or a full covariance of q, by the closed form of the rate."""
+    names = book("Basic_VAE")
+    model = full_vae(names) if kind == "full" else vae(names)
+
+    def terms(model, x):
+        q = model.q(x)
+        if kind == "full":
+            rate = kl_divergence(q, model.prior())
+        else:
+            rate = kl_divergence(q.base_dist, model.prior().base_dist).sum(-1)
+        return -model.p(q.rsample()).log_prob(x), rate
+
+    train_vae(names, model, terms, 2 * EPOCHS)
+    x = names["subset"](names["validation_x"], 2000)
+    log_ws = names["log_weights"](model, x, 500)
+    elbo, nll = (-names["importance_bound"](log_ws, k).mean() for k in (1, 500))
     with torch.no_grad():
-        rate = kl_divergence(model.q(book["some_validation"]), model.prior()).mean()
-    return {
-        "covariance of q": kind,
-        "seed": f"{seed}",
-        "−ELBO": f"{elbo:.2f}",
+        rate = terms(model, x)[1].mean()
+    row = {"covariance of q": kind, "seed": f"{seed}", "−ELBO": f"{elbo:.2f}"}
+    return row | {
         "NLL (K = 500)": f"{nll:.2f}",
         "gap": f"{elbo - nll:.2f}",
         "rate": f"{rate:.2f}",
-        "seconds": f"{seconds:.0f}",
     }
 
 
-def fewer_bits(power):
+def fewer_bits(seed, power):
     """Bits-back with 2^power buckets for each dimension: the size of 200 images, and whether all come back."""
-    book = basic()
-    model = trained_vae(book).cpu()
-    count = 2**power
-    book["device"] = torch.device("cpu")
-    book["BUCKETS"] = count
-    book["EDGES"] = [-math.inf, *NormalDist().quantiles(count), math.inf]
-    book["MIDDLES"] = NormalDist().quantiles(2 * count)[::2]
-    messages = book["some_validation"][:200].int().tolist()
-    bits = book["LATENT_DIM"] * book["BITS"]
-    initial = random.Random(0).getrandbits(bits) | 2**bits
-    state, steps = initial, []
-    for pixels in messages:
-        state, lengths = book["send"](state, model, pixels)
-        steps.append(lengths)
-    price = book["prices"](steps)
-    received = []
-    for _ in messages:
-        state, pixels = book["receive"](state, model, book["LATENT_DIM"])
-        received.append(pixels)
-    equal = sum(a == b for a, b in zip(messages, received[::-1], strict=True))
+    edges = [-math.inf, *NormalDist().quantiles(2**power), math.inf]
+    middles = NormalDist().quantiles(2 * 2**power)[::2]
+    names = book("Basic_VAE", BUCKETS=2**power, EDGES=edges, MIDDLES=middles)
+    model = trained(vae(names), "VAE")
+    messages = names["subset"](names["validation_x"], 200).int().tolist()
+    initial = names["random_bits"](names["LATENT_DIM"] * names["BITS"], seed)
+    state, steps, _ = names["write"](initial, model, messages)
+    price = names["prices"](steps)
+    state, received = names["read"](state, model, names["LATENT_DIM"], len(messages))
+    equal = sum(map(list.__eq__, messages, received))
     return {
         "buckets": f"2^{power}",
         "bytes an image": f"{sum(price.values()):.2f}",
@@ -254,16 +193,14 @@ def fewer_bits(power):
 
 
 @torch.no_grad()
-def an_inactive_dimension(case):
+def an_inactive_dimension(seed, case):
     """Distortion when dimensions of each code are replaced by what has nothing to do with the image."""
-    book = basic()
-    model, x = trained_vae(book), book["validation_x"]
-    torch.manual_seed(0)
-    means, scales = book["encode"](model, x)
-    rates = book["dimension_rates"](model, x)
-    active = means.var(0) > book["ACTIVE"]
+    names = book("Basic_VAE")
+    model, x = trained(vae(names), "VAE"), names["validation_x"]
+    means, scales = names["encode"](model, x)
+    rates = names["dimension_rates"](model, x)
+    active = means.var(0) > names["ACTIVE"]
     z = Normal(means, scales).sample()
-    before = -model.p(z).log_prob(x)
     weakest = torch.where(active, rates, math.inf).argmin()
     places = torch.arange(len(rates), device=z.device)
     replaced = {
@@ -273,7 +210,7 @@ def an_inactive_dimension(case):
         "the active one of the highest rate, drawn anew": places == rates.argmax(),
     }[case]
     other = torch.zeros_like(z) if "set to 0" in case else torch.randn_like(z)
-    after = -model.p(torch.where(replaced, other, z)).log_prob(x)
+    before, after = -model.p(z).log_prob(x), -model.p(torch.where(replaced, other, z)).log_prob(x)
     norms = model.decoder[0].weight.norm(dim=0)[replaced]  # of the decoder's first layer
     return {
         "replaced": case,
@@ -287,39 +224,31 @@ def an_inactive_dimension(case):
 # MADE
 
 
-def made(book, orders, degrees, kind="MADE", **options):
-    """A network after so many epochs; what `short` in the notebook does."""
-    torch.manual_seed(book["SEED"])
-    model = book[kind] if isinstance(kind, str) else kind
-    model = model(torch.stack(orders), torch.stack(degrees), book["mean"], book["BLOCKS"]).to(
-        device
-    )
-    epochs = options.pop("epochs", book["SHORT_EPOCHS"])
-    loss = book["expected_nll"](len(orders), **options)
-    data = book["train_data"]
-    book["train"](model, loss, data, epochs, book["adamw"](model, book["LEARNING_RATE"]))
-    return model
+def short(names, order, **options):
+    """A network that visits pixels in this order, after the notebook's short training."""
+    model = masks.untrained(names, order, options.pop("degrees", None), options.pop("kind", "MADE"))
+    epochs = options.pop("epochs", names["SHORT_EPOCHS"])
+    return masks.train(names, model, epochs, **options)
 
 
-def pass_count(book, model, number=100):
+def passes_of(names, model, count=100):
+    """Mean passes of guess and correct for so many images."""
     torch.manual_seed(0)
-    u = torch.rand(number, len(book["mean"]), device=device)
-    return book["settled"](book["passes"](model, u)).amax(1).float().mean().item()
+    u = torch.rand(count, len(names["mean"]), device=device)
+    return names["settled"](names["passes"](model, u)).amax(1).float().mean().item()
 
 
 def snail(size=28):
     """A spiral that ends in the middle."""
-    left = torch.arange(size * size).view(size, size)
-    visit = []
+    left, visit = torch.arange(size * size).view(size, size), []
     while left.numel():
         visit += left[0].tolist()
         left = left[1:].T.flip(0)
     return torch.tensor(visit)
 
 
-def a_random_ordering(kind, seed):
-    book = masks.setting(seed)
-    rows = torch.arange(784)
+def a_random_ordering(seed, kind):
+    names, rows = masks.setting(seed), torch.arange(784)
     order = {
         "reading": rows,
         "by columns": rows.view(28, 28).T.flatten(),
@@ -327,190 +256,157 @@ def a_random_ordering(kind, seed):
         "a spiral outwards": snail().flip(0),
         "random": torch.randperm(784, generator=torch.Generator().manual_seed(seed)),
     }[kind]
-    degrees = book["draw_degrees"](order, book["mean"], book["HIDDEN"])
-    model = made(book, [order], [degrees])
-    nll = -book["log_p"](model, book["validation_x"]).mean()
+    model = short(names, order)
     return {
         "ordering": kind,
         "seed": f"{seed}",
-        "NLL": f"{nll:.2f}",
-        "passes to draw an image": f"{pass_count(book, model):.0f}",
+        "NLL": f"{masks.nll(names, model).mean():.2f}",
+        "passes to draw an image": f"{passes_of(names, model):.0f}",
     }
 
 
-def flips_for_longer(epochs):
-    book = masks.setting()
-    log_p = [
-        book["log_p"](
-            made(book, [book["order"]], [book["degrees"]], epochs=epochs, grey=grey),
-            book["validation_x"],
-        )
-        for grey in (True, False)
-    ]
+def flips_for_longer(seed, epochs):
+    names, order = masks.setting(seed), torch.arange(784)
+    grey, flips = (
+        masks.nll(names, short(names, order, epochs=epochs, grey=grey)) for grey in (True, False)
+    )
     return {
         "epochs": f"{epochs}",
-        "grey levels": f"{-log_p[0].mean():.2f}",
-        "coin flips": f"{-log_p[1].mean():.2f}",
-        "flips are worse by": with_error(log_p[0] - log_p[1]),
+        "grey levels": f"{grey.mean():.2f}",
+        "coin flips": f"{flips.mean():.2f}",
+        "flips are worse by": with_error(flips - grey),
     }
 
 
-def two_networks_averaged(pair):
+def two_networks_averaged(seed, pair):
     """Conditionals of two networks with the same ordering, averaged."""
-    book = masks.setting()
-    order, x = book["order"], book["validation_x"]
-    uniform = book["draw_degrees"](order, torch.full_like(book["mean"], 0.5), book["HIDDEN"])
-    first = made(book, [order], [book["degrees"]])
+    names, order = masks.setting(seed), torch.arange(784)
+    first = short(names, order)
     if pair == "other degrees":
-        second = made(book, [order], [uniform])
+        uniform = torch.full_like(names["mean"], 0.5)
+        degrees = names["draw_degrees"](order, uniform, names["HIDDEN"])
+        second = short(names, order, degrees=degrees)
     else:
-        book["SEED"] = 1
-        second = made(book, [order], [book["degrees"]])
-    with torch.no_grad():
-        alone, together = [], []
-        for part in x.split(1000):
-            each = torch.stack([book["log_conditionals"](m, part) for m in (first, second)])
-            alone.append(each.sum(2))
-            together.append(book["log_mean_exp"](each, 0).sum(1))
-        alone, together = torch.cat(alone, 1), torch.cat(together)
-    mixture = book["log_mean_exp"](alone, 0)
-    best = alone[alone.mean(1).argmax()]
+        names["SEED"] = seed + 1
+        second = short(names, order)
+    alone = [masks.nll(names, model) for model in (first, second)]
+    parts = names["validation_x"].split(1000)
+    both = [names[how] for how in ("mixture", "averaged")]
+    mixture, together = (-torch.cat([f([first, second], x) for x in parts]).detach() for f in both)
+    best = min(alone, key=torch.mean)
     return {
         "second network": pair,
-        "first alone": f"{-alone[0].mean():.2f}",
-        "second alone": f"{-alone[1].mean():.2f}",
-        "mixture": f"{-mixture.mean():.2f}",
-        "conditionals averaged": f"{-together.mean():.2f}",
-        "better than the better one": with_error(together - best),
+        "first alone": f"{alone[0].mean():.2f}",
+        "second alone": f"{alone[1].mean():.2f}",
+        "mixture": f"{mixture.mean():.2f}",
+        "conditionals averaged": f"{together.mean():.2f}",
+        "better than the better one": with_error(best - together),
     }
 
 
-HOLE = 10  # pixels a side
-
-
-def a_hole_in_the_middle(kind):
+def a_hole_in_the_middle(seed, kind):
     """A square in the middle, filled in by an ordering that visits it last."""
-    book = masks.setting()
+    names, order = masks.setting(seed), torch.arange(784)
     inside = torch.zeros(28, 28, dtype=torch.bool)
     begin = (28 - HOLE) // 2
     inside[begin : begin + HOLE, begin : begin + HOLE] = True
-    inside = inside.flatten()
-    rows = torch.arange(784)
-    last = torch.cat([rows[~inside], rows[inside]])
-    order = last if kind == "the hole last" else rows
-    degrees = book["draw_degrees"](order, book["mean"], book["HIDDEN"])
-    model = made(book, [order], [degrees])
-    x = book["validation_x"]
-    inside = inside.to(device)
-    with torch.no_grad():
-        each = torch.cat([book["log_conditionals"](model, part) for part in x.split(1000)])
-    row = {
-        "ordering": kind,
-        "NLL of the image": f"{-each.sum(1).mean():.2f}",
-        "of the hole, in this visit": f"{-each[:, inside].sum(1).mean():.2f}",
-    }
+    inside = inside.flatten().to(device)
     if kind == "the hole last":
-        some = x[book["one_of_each"](book["validation_labels"]).to(device)]
-        torch.manual_seed(0)
-        rounds = [
-            book["sample"](model, torch.rand_like(some), known=~inside, image=some)
-            for _ in range(3)
-        ]
-        hidden = torch.where(inside, 0.4, some)
-        keep("hole", torch.cat([hidden, *rounds, some]))
-    return row
+        order = torch.cat([order[~inside.cpu()], order[inside.cpu()]])
+    model, x = short(names, order), names["validation_x"]
+    each = -names["log_conditionals"](model, x)
+    if kind == "the hole last":
+        some = x[names["one_of_each"](names["validation_labels"]).to(device)]
+        noise = [torch.rand_like(some) for _ in range(3)]
+        draws = [names["complete"](model, u, some, ~inside) for u in noise]
+        hidden = torch.where(inside, names["UNKNOWN"], some)
+        keep("hole", torch.cat([hidden, *draws, some]))
+    return {
+        "ordering": kind,
+        "NLL of the image": f"{each.sum(1).mean():.2f}",
+        "of the hole, in this visit": f"{each[:, inside].sum(1).mean():.2f}",
+    }
 
 
-def dropout(case):
+def dropout(seed, case):
     """Dropout, or layer normalisation, in the hidden layers."""
-    book = masks.setting()
+    names, order = masks.setting(seed), torch.arange(784)
     share = float(case.split()[-1]) if "dropout" in case else 0.0
-    normalised = "normalisation" in case
 
-    class Other(book["MADE"]):
-        def logits(self, x, k=0, c=None, weights=None):
-            first, hidden, last, direct = self.cut(k) if weights is None else weights
+    def act(h):
+        h = F.layer_norm(h, h.shape[-1:]) if "normalisation" in case else h
+        return F.dropout(F.silu(h), share, torch.is_grad_enabled())
+
+    class Block(names["Block"]):
+        def forward(self, h):
+            return h + self.outer(act(self.inner(act(h))))
+
+    class Other(names["MADE"]):
+        def forward(self, x, c=None):
             x = x - self.mean
+            return self.last(act(self.blocks(self.first(x)))) + self.direct(x)
 
-            def act(h):
-                h = F.layer_norm(h, h.shape[-1:]) if normalised else h
-                return F.dropout(F.silu(h), share, torch.is_grad_enabled())
-
-            h = F.linear(x, first, self.first.bias)
-            for i in range(0, len(hidden), 2):
-                inner = F.linear(act(h), hidden[i], self.hidden[i].bias)
-                h = h + F.linear(act(inner), hidden[i + 1], self.hidden[i + 1].bias)
-            return (F.linear(act(h), last, self.last.bias) + F.linear(x, direct)).float()
-
-    model = made(book, [book["order"]], [book["degrees"]], Other, epochs=20)
-    nll = -book["log_p"](model, book["validation_x"]).mean()
-    share, place = 0.0, book["order"].to(device)  # slopes without dropout
-    slopes = book["jacobian"](model.logits, place, book["validation_x"][:1])
-    # The target of a leak is allowed to be seen: does one pass say what hiding the pixels says?
-    some = book["validation_x"][:20]
-    with torch.no_grad():
-        hidden = book["one_by_one"](model.logits, some, book["order"])
-        hidden_nll = F.binary_cross_entropy_with_logits(hidden, some, reduction="none").sum(1)
-        honest = (hidden_nll + book["log_p"](model, some)).mean()
+    names["Block"] = Block
+    model, x = short(names, order, kind=Other, epochs=20), names["validation_x"]
+    some, share = x[:20], 0.0  # the score, the slopes, and what follows are without dropout
+    slopes = names["jacobian"](model, order.to(device), x[:1])
+    # The target of a leak may be seen: does one pass say what hiding the pixels says?
+    hidden = names["one_by_one"](model, some, order)
+    hidden_nll = F.binary_cross_entropy_with_logits(hidden, some, reduction="none").sum(1)
+    more = (hidden_nll - masks.nll(names, model)[:20]).mean()
     return {
         "hidden layers with": case,
-        "score, nats": f"{nll:.2f}",
+        "score, nats": f"{masks.nll(names, model).mean():.2f}",
         "slopes on or above the diagonal": f"{int((slopes.triu() != 0).sum()):,}",
-        "more when pixels are really hidden": f"{honest:.2f}",
+        "more when pixels are really hidden": f"{more:.2f}",
     }
 
 
-def ten_clusters(case):
+def fifty_clusters(seed, case):
     """Labels of other kinds, taught as the notebook teaches classes."""
     from sklearn.cluster import MiniBatchKMeans
 
-    book = masks.setting()
-    single = book["MADE"](book["order"][None], book["degrees"][None], book["mean"], book["BLOCKS"])
-    path = ROOT / "weights" / "MNIST-MADE.pt"
-    single.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    book |= {"single": single.to(device)}
-    images, labels = book["train_data"]
-    count = int(case.split()[0])
-    if "clusters" in case:
+    names = masks.setting(seed)
+    single = trained(masks.untrained(names, torch.arange(784)), "MADE")
+    images, labels = names["train_data"]
+    count, kind = int(case.split()[0]), case.split(maxsplit=1)[1]
+    if kind == "clusters":
         grouping = MiniBatchKMeans(count, batch_size=5000, n_init=3, random_state=0)
-        labels = torch.tensor(grouping.fit_predict(images.cpu().float() / 255)).long().to(device)
-    elif "random" in case or count == 1:
+        labels = torch.tensor(grouping.fit_predict(images.cpu().float() / 255)).long()
+    elif kind != "classes":
         labels = torch.randint(count, labels.shape, generator=torch.Generator().manual_seed(0))
-        labels = labels.to(device)
-    x = book["validation_x"]
 
-    def mixture(labels):
-        model = book["told"](labels)
-        return -book["log_mixture"](book["log_p_given_class"](model, x), labels)
+    def told(labels):
+        """NLL of each image: the mixture over labels, after the training with them."""
+        names["train_data"] = [images, labels.to(device)]
+        model = names["with_classes"](single, count)
+        again = names["adamw"](model, names["CLASS_RATE"])
+        again = names["Training"]("", model, again, names["CLASS_EPOCHS"])
+        torch.manual_seed(seed)
+        names["fit"](again, distorted=names["DISTORTED"])
+        given = names["log_p_given_class"](model, names["validation_x"])
+        shares = (labels.bincount(minlength=count) / len(labels)).clamp(min=1e-9).log()
+        return -(given + shares.to(device)).logsumexp(1)
 
-    before, after = -book["log_p"](book["single"], x), mixture(labels)
-    row = {
+    before, after = masks.nll(names, single), told(labels)
+    control = "" if count == 1 else with_error(told(torch.zeros_like(labels)) - after)
+    return {
         "told": case,
         "mixture": f"{after.mean():.2f}",
         "better than before": with_error(before - after),
-        "better than one label for all": "",
+        "better than one label for all": control,
     }
-    if count > 1:  # the control: as much training, and nothing to be told
-        control = mixture(torch.zeros_like(labels))
-        row["better than one label for all"] = with_error(control - after)
-    return row
 
 
-def smaller_images(side):
+def smaller_images(seed, side):
     """Passes of guess and correct, on images of other sizes."""
-    book = masks.setting()
-    grey = book["train_data"][0].view(-1, 1, 28, 28).float()
+    grey = masks.setting()["train_data"][0].view(-1, 1, 28, 28).float()
     if side > 28:
         grey = F.interpolate(grey, size=side, mode="bilinear")
     else:
         grey = F.avg_pool2d(grey, 28 // side)
-    images = grey.flatten(1).round().byte()
-    mean = images.float().mean(0) / 255
-    order = torch.arange(side * side)
-    degrees = book["draw_degrees"](order, mean, book["HIDDEN"])
-    book |= {"mean": mean, "train_data": (images, book["train_data"][1])}
-    model = made(book, [order], [degrees])
-    passes = pass_count(book, model)
+    names = masks.setting(seed, grey.flatten(1).round().byte())
+    passes = passes_of(names, short(names, torch.arange(side * side)))
     return {
         "side": f"{side}",
         "pixels": f"{side * side}",
@@ -523,270 +419,283 @@ def smaller_images(side):
 # Lagrangian_VAE
 
 
-def lagrangian_start():
-    """The plain models of the committed run, where `front` looks for models."""
-    front.KEPT = KEPT
-    KEPT.mkdir(parents=True, exist_ok=True)
-    for name, file in (("N(0, I)", "N(0,-I)"), ("learned prior", "learned-prior")):
-        target = KEPT / f"plain, {name}, seed 0.pt"
-        if not target.exists():
-            target.write_bytes((ROOT / "weights" / f"MNIST-lagVAE-{file}.pt").read_bytes())
+def lagrangian(names, components=None):
+    """Its large model, untrained."""
+    count = names["COMPONENTS"] if components is None else components
+    prior = names["Mixture"](names["LATENT_DIM"], count) if count else None
+    torch.manual_seed(names["SEED"])
+    sizes = names["LATENT_DIM"], names["ENCODER"], names["DECODER"]
+    return names["VAE"](*sizes, prior).to(device)
 
 
-def late(history, column="lambda 0"):
-    values = [row[column] for row in history][-len(history) // 3 :]
-    return math.exp(sum(map(math.log, values)) / len(values))
+def along_a_bound(names, f, bound, measure=None):
+    """The notebook's training from its start, with −ELBO at most a bound: the model and its history."""
+    names["start"] = start = trained(lagrangian(names), "lagVAE-start")
+    going = names["onward"]("")
+    multiplier = names["Multiplier"](bound - names["AIM_BELOW"])
+    measure = measure or names["ChangeFrom"]("-ELBO", names["validation_x"], start)
+    names["fit_bounded"](going, f, "-ELBO", multiplier, measure)
+    return going.model, going.history
 
 
-def own_bound(which, bound):
-    lagrangian_start()
-    _, _, history = front.constrained(0, front.WANTED[which], bound)
-    last = history[-1]
+def late_price(history):
+    """The geometric mean of λ over the last third of the rows."""
+    prices = [row["price"] for row in history][-len(history) // 3 :]
+    return math.exp(sum(map(math.log, prices)) / len(prices))
+
+
+def terms_of(names, model, part="validation_x"):
+    """Distortion and rate in nats, means over images."""
+    return names["held_out_terms"](model, names[part]).mean(1).tolist()
+
+
+def own_bound(seed, which, bound):
+    names = book("Lagrangian_VAE")
+    f = {"maximal": "distortion", "minimal": "rate"}[which]
+    model, history = along_a_bound(names, f, bound)
+    distortion, rate = terms_of(names, model)
     return {
         "information": which,
         "bound": f"{bound:g}",
-        "−ELBO": f"{last['-ELBO']:.2f}",
-        "rate": f"{last['rate']:.2f}",
-        "distortion": f"{last['distortion']:.2f}",
-        "λ": f"{late(history):.2f}",
+        "−ELBO": f"{distortion + rate:.2f}",
+        "rate": f"{rate:.2f}",
+        "distortion": f"{distortion:.2f}",
+        "λ": f"{late_price(history):.2f}",
     }
 
 
-def own_budget(budget):
-    """λ of the six small models of the notebook for so many bytes."""
-    book = front.setting(0)
-    fixed = {
-        f"{n}_{part}": book[f"{n}_{part}"]
-        for n in ("validation", "test")
-        for part in ("images", "labels")
+def own_budget(seed, budget):
+    """λ of the four small models of the notebook for so many bytes, and how far they are from what was asked."""
+    names = book("Lagrangian_VAE")
+    asked = budget * names["NATS_OF_A_BYTE"]
+    cases = {
+        "as they are": lambda images, labels: images,
+        "14 × 14 pixels": names["coarse"],
+        "ones only": lambda images, labels: images[labels == 1],
+        "two digits": names["paired"],
     }
-    book |= fixed
-    cell(book, "Lagrangian_VAE", "cases = {")
-    asked = budget * 8 * math.log(2)
-    row = {"bytes": f"{budget}", "nats": f"{asked:.1f}"}
-    worst = 0.0
-    for name, case in book["cases"].items():
-        multiplier = book["Multiplier"](asked)
-        _, rate, _ = book["train_small"](case, multiplier)
-        row[name] = f"{multiplier.value:.2f}"
-        worst = max(worst, abs(rate - asked))
-    return row | {"farthest from what was asked": f"{worst:.2f} nats"}
+    row, farthest = {"bytes": f"{budget}", "nats": f"{asked:.1f}"}, 0.0
+    for name, case in cases.items():
+        train, steering, telling, _ = names["images_of"](case)
+        going, price = names["small_training"](name, train), names["Multiplier"](asked)
+        measure = names["OnSome"]("rate", steering)
+        names["fit_bounded"](going, "distortion", "rate", price, measure)
+        rate = names["held_out_terms"](going.model, telling)[1].mean().item()
+        row[name] = f"{price.value:.2f}"
+        farthest = max(farthest, rate - asked, key=abs)
+    return row | {"farthest from what was asked": f"{farthest:+.2f} nats"}
 
 
-def impatient_multiplier(times):
-    lagrangian_start()
-    pi = {name: times * value for name, value in front.PATIENT.items()}
-    _, _, history = front.spread(0, 94.0, front.SPREAD, pi=pi)
-    prices = [row["lambda 1"] for row in history][-6:]
-    last = history[-1]
+def impatient_multiplier(seed, times):
+    """Two bounds, the second's price at a multiple of its speed."""
+    names = book("Lagrangian_VAE")
+    going = names["small_training"]("", names["train_data"][0])
+    names["fit_weighted"](going, 1.0)
+    names["small_start"] = going.model
+    names["small_bound"] = names["validation_elbo"](going.model) + names["ROOM"]
+    run = names["small_two_bounds"](times * names["MMD_SPEED"])
+    prices = [row["price_of_spread"] for row in run.history]
+    late = prices[-max(2, len(prices) // 3) :]
+    distortion, rate = terms_of(names, run.model)
+    with torch.no_grad():
+        mismatch = names["mismatch"](run.model, names["subset"](names["validation_x"], 5000))
     return {
-        "slow, fast": f"{pi['slow']:g}, {pi['fast']:g}",
-        "λ₂ in the last third": f"{min(prices):.1f} to {max(prices):.1f}",
-        "−ELBO": f"{last['-ELBO']:.2f}",
-        "distortion": f"{last['distortion']:.2f}",
-        "rate": f"{last['rate']:.2f}",
+        "speed": f"{times * names['MMD_SPEED']:g}",
+        "λ₂ in the last third": f"{min(late):.1f} to {max(late):.1f}",
+        "MMD² / ε₂": f"{mismatch:.2f}",
+        "−ELBO less its bound": f"{distortion + rate - names['small_bound']:+.2f}",
+        "distortion": f"{distortion:.2f}",
+        "rate": f"{rate:.2f}",
     }
 
 
-def without_the_start(case):
-    """The step of λ from −ELBO itself in place of its change, or from the wrong images."""
-    lagrangian_start()
+def without_the_start(seed, case):
+    """λ is moved by −ELBO itself in place of its change, or by the wrong images."""
+    names = book("Lagrangian_VAE")
+    start = trained(lagrangian(names), "lagVAE-start")
+    train_x = names["binarise"](names["train_data"][0])
+    elbos = []
 
-    def make(book):
-        return book["Multiplier"](front.EPSILON - front.MARGIN)
+    class Watched:
+        """A measure that also looks at all validation images, ten times an epoch."""
 
-    def loss_of(book, start, multiplier):
-        x = book["validation_x"]
-        if case == "training images":
-            x = book["binarise"](book["data"][0])
-        near = None if case == "validation images, without the start" else start
-        measure = book["held_out"]("-ELBO", x, near)
-        return book["lagrangian"]("distortion", "-ELBO", multiplier, measure)
+        def __init__(self, measure):
+            self.measure, self.count = measure, 0
 
-    book, model, history = front.onward(0, loss_of, [make])
-    elbos = torch.tensor([row["-ELBO"] for row in history[-12:]])
-    prices = [row["lambda 0"] for row in history[-12:]]
-    training = book["evaluate"](model, book["binarise"](book["data"][0]))["-ELBO"]
+        def __call__(self, model):
+            self.count += 1
+            if self.count % 2 == 0:
+                elbos.append(names["validation_elbo"](model))
+            return self.measure(model)
+
+    measure = {
+        "validation images": lambda: names["ChangeFrom"]("-ELBO", names["validation_x"], start),
+        "validation images, without the start": lambda: names["OnSome"](
+            "-ELBO", names["validation_x"]
+        ),
+        "training images": lambda: names["ChangeFrom"]("-ELBO", train_x, start),
+    }[case]()
+    model, history = along_a_bound(names, "distortion", names["EPSILON"], Watched(measure))
+    late = torch.tensor(elbos[-len(elbos) // 3 :])
+    prices = [row["price"] for row in history][-len(history) // 3 :]
+    names["train_x"] = train_x
+    _, rate = terms_of(names, model)
     return {
         "λ is moved by": case,
-        "−ELBO, validation": f"{elbos[-1]:.2f}",
-        "−ELBO, training": f"{training:.2f}",
-        "its standard deviation, 12 epochs": f"{elbos.std():.2f}",
-        "λ, 12 epochs": f"{min(prices):.2f} to {max(prices):.2f}",
-        "rate": f"{history[-1]['rate']:.2f}",
+        "−ELBO, validation": f"{sum(terms_of(names, model)):.2f}",
+        "−ELBO, training": f"{sum(terms_of(names, model, 'train_x')):.2f}",
+        "its standard deviation, last third": f"{late.std():.2f}",
+        "λ, last third": f"{min(prices):.2f} to {max(prices):.2f}",
+        "rate": f"{rate:.2f}",
     }
 
 
-def fewer_gaussians(components):
-    book = front.setting(0)
-    book["COMPONENTS"] = components or 1
+def fewer_gaussians(seed, components):
+    """The start and a branch with β = 1, with priors of so many Gaussians."""
+    names = book("Lagrangian_VAE")
+    names["start"] = start = lagrangian(names, components)
+    rate, final = names["LEARNING_RATE"], names["STILL"]
+    first = names["Training"]("", start, names["adamw"](start, rate), names["EPOCHS"], final=final)
+    names["fit_weighted"](first, 1.0)
+    going = names["onward"]("")
+    names["fit_weighted"](going, 1.0)
+    model = going.model
     torch.manual_seed(0)
-    model = front.network(book, "learned prior" if components else "N(0, I)")
-    front.train(book, model, book["negative_elbo"], book["EPOCHS"], book["LEARNING_RATE"])
-    values = book["evaluate"](model, book["validation_x"])
-    judged = front.judged(book, model)
+    log_ws = names["log_weights"](model, names["subset"](names["validation_x"], 2000), 100)
+    distortion, rate = terms_of(names, model)
+
+    judge = names["lenet"](10).to(device)
+    names["fit_judge"](names["Training"](
+        "", judge, torch.optim.Adam(judge.parameters(), names["JUDGE_RATE"]),
+        names["JUDGE_EPOCHS"], batch_size=names["JUDGE_BATCH"],
+    ))  # fmt: skip
+    with torch.no_grad():
+        samples = names["drawn"](model, model.prior().sample((10_000,)))
+    features = [names["features"](judge, x) for x in (names["validation_x"], samples)]
     return {
         "Gaussians": f"{components}" if components else "N(0, I)",
-        "−ELBO": f"{values['-ELBO']:.2f}",
-        "NLL (K = 100)": f"{judged['NLL']:.2f}",
-        "rate": f"{values['rate']:.2f}",
-        "Fréchet distance of samples": f"{judged['samples']:.1f}",
+        "−ELBO": f"{distortion + rate:.2f}",
+        "NLL (K = 100)": f"{-names['importance_bound'](log_ws, 100).mean():.2f}",
+        "rate": f"{rate:.2f}",
+        "Fréchet distance of samples": f"{names['frechet'](*features):.1f}",
+    }
+
+
+# Questions that are often asked: docs/questions.md
+
+
+def warm_up(seed, epochs):
+    """β rises from 0 to 1 in so many of the epochs."""
+    names = book("Basic_VAE")
+    share = epochs / (2 * EPOCHS)
+    model = vae(names)
+    training = names["Training"]("", model, names["adamw"](model), 2 * EPOCHS)
+
+    def terms(model, x):
+        distortion, rate = names["vae_terms"](model, x)
+        beta = min(1.0, training.step / (share * training.steps)) if share else 1.0
+        return distortion, beta * rate
+
+    names["fit"](training, terms)
+    log_ws = names["log_weights"](model, names["subset"](names["validation_x"], 2000), 100)
+    nll = -names["importance_bound"](log_ws, 100)
+    row = {"β reaches 1 after": f"{epochs} of {2 * EPOCHS} epochs", "seed": f"{seed}"}
+    return row | vae_row(names, model, f"warm-up {epochs}") | {"NLL (K = 100)": with_error(nll)}
+
+
+def told_the_class(seed, told):
+    """A VAE whose encoder and decoder see the class, one-hot, and the same without it."""
+    names = book("Basic_VAE")
+
+    class Told(names["VAE"]):
+        """p(x | z, c) and q(z | x, c): ten numbers more in front of both networks."""
+
+        def __init__(self, d, encoder, decoder):
+            super().__init__(d, encoder, decoder)
+            self.encoder = names["mlp"](784 + 10, *encoder, 2 * d)
+            self.decoder[0] = nn.Linear(d + 10, decoder[0])
+
+        def q(self, x):
+            return super().q(torch.cat([x, self.c.expand(*x.shape[:-1], 10)], -1))
+
+        def p(self, z):
+            return super().p(torch.cat([z, self.c.expand(*z.shape[:-1], 10)], -1))
+
+    sizes = names["LATENT_DIM"], names["ENCODER"], names["DECODER"]
+    model = Told(*sizes).to(device) if told else vae(names)
+    training = names["Training"]("", model, names["adamw"](model), 2 * EPOCHS)
+    for images, labels in training:
+        x, model.c = names["binarise"](images), F.one_hot(labels, 10).float()
+        with names["autocast"]():
+            distortion, rate = names["vae_terms"](model, x)
+            loss = (distortion + rate).mean()
+        names["descend"](loss, training.optimizer)
+        training.record(loss=loss)
+    model.c = F.one_hot(names["validation_labels"], 10).float().to(device)
+    with torch.no_grad():
+        distortion, rate = (t.mean() for t in names["vae_terms"](model, names["validation_x"]))
+    return {
+        "the networks see": "image and class" if told else "the image",
+        "seed": f"{seed}",
+        "distortion": f"{distortion:.2f}",
+        "rate": f"{rate:.2f}",
+        "−ELBO": f"{distortion + rate:.2f}",
     }
 
 
 BETAS = (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
-AVERAGES = (
-    "sum, sum",
-    "mean over pixels, sum over dimensions",
-    "mean over pixels, mean over dimensions",
-)
-REPLACED = (
-    "all inactive ones, drawn anew",
-    "all inactive ones, set to 0",
-    "the active one of the lowest rate, drawn anew",
-    "the active one of the highest rate, drawn anew",
+AVERAGES = ("sum, sum", "mean over pixels, sum over dimensions")
+AVERAGES += ("mean over pixels, mean over dimensions",)
+REPLACED = ("all inactive ones, drawn anew", "all inactive ones, set to 0")
+REPLACED += tuple(
+    f"the active one of the {which} rate, drawn anew" for which in ("lowest", "highest")
 )
 MOVED_BY = ("validation images", "validation images, without the start", "training images")
-SEEDS = range(3)
-EXERCISES = {
-    beta_by_hand: [(beta,) for beta in BETAS],
-    average_in_place_of_sum: [(case,) for case in AVERAGES],
-    where_the_gap_comes_from: [(0,), (2000,)],
-    full_covariance: [(kind, seed) for kind in ("diagonal", "full") for seed in SEEDS],
-    fewer_bits: [(power,) for power in (1, 2, 3, 4, 6, 8, 10, 14)],
-    an_inactive_dimension: [(case,) for case in REPLACED],
-    a_random_ordering: [
-        *((kind, 0) for kind in ("reading", "by columns", "a spiral inwards", "a spiral outwards")),
-        *(("random", seed) for seed in SEEDS),
-    ],
-    flips_for_longer: [(epochs,) for epochs in (5, 10, 20)],
-    two_networks_averaged: [("other degrees",), ("another seed",)],
-    a_hole_in_the_middle: [("reading order",), ("the hole last",)],
-    dropout: [
-        (case,) for case in ("nothing", "dropout 0.05", "dropout 0.2", "layer normalisation")
-    ],
-    ten_clusters: [
-        (f"{number} {kind}",)
-        for number, kind in (
-            (1, "label for all"),
-            (2, "clusters"),
-            (10, "clusters"),
-            (50, "clusters"),
-            (10, "random labels"),
-            (10, "classes"),
-        )
-    ],
-    smaller_images: [(side,) for side in (7, 14, 28, 56)],
-    own_bound: [(which, bound) for which in front.WANTED for bound in (88.0, 90.8, 95.0, 100.0)],
-    own_budget: [(budget,) for budget in (1, 3, 6, 9)],
-    impatient_multiplier: [(times,) for times in (1, 2, 4)],
-    without_the_start: [(case,) for case in MOVED_BY],
-    fewer_gaussians: [(components,) for components in (0, 1, 10, 30, 100)],
+ORDERINGS = ("reading", "by columns", "a spiral inwards", "a spiral outwards", "random")
+LAYERS = ("nothing", "dropout 0.05", "dropout 0.2", "layer normalisation")
+LABELS = ("1 label for all", "2 clusters", "10 clusters", "50 clusters", "10 random labels")
+LABELS += ("10 classes",)
+SEEDS = (0, 1, 2)
+EXERCISES = {  # the name of the argument, its values, and more seeds than 0 where there are
+    beta_by_hand: ("beta", BETAS),
+    average_in_place_of_sum: ("case", AVERAGES),
+    where_the_gap_comes_from: ("steps", (0, 2000)),
+    full_covariance: ("kind", ("diagonal", "full"), SEEDS),
+    fewer_bits: ("power", (1, 2, 3, 4, 6, 8, 10, 14)),
+    an_inactive_dimension: ("case", REPLACED),
+    a_random_ordering: ("kind", ORDERINGS),
+    flips_for_longer: ("epochs", (5, 10, 20)),
+    two_networks_averaged: ("pair", ("other degrees", "another seed")),
+    a_hole_in_the_middle: ("kind", ("reading order", "the hole last")),
+    dropout: ("case", LAYERS),
+    fifty_clusters: ("case", LABELS),
+    smaller_images: ("side", (7, 14, 28, 56)),
+    own_budget: ("budget", (1, 3, 6, 9)),
+    impatient_multiplier: ("times", (1, 2, 4)),
+    without_the_start: ("case", MOVED_BY),
+    fewer_gaussians: ("components", (0, 1, 10, 30, 100)),
+    warm_up: ("epochs", (0, 5, 15), SEEDS),
+    told_the_class: ("told", (False, True), SEEDS),
 }
+BOUNDS = (88.0, 90.8, 95.0, 100.0)
 
 
-def do(name, arguments):
-    """One row, in a process of its own."""
-    KEPT.mkdir(parents=True, exist_ok=True)
-    begin = time.perf_counter()
-    (exercise,) = [each for each in EXERCISES if each.__name__ == name]
-    with open(KEPT / "log.txt", "a") as log, contextlib.redirect_stdout(log):
-        row = exercise(*arguments)
-    return row, time.perf_counter() - begin
-
-
-def read():
-    return json.loads(ROWS.read_text()) if ROWS.exists() else {}
-
-
-def measure(names, jobs):
-    """Rows of what has one of the names in its own; those that are there are made again."""
-    todo = [
-        (exercise.__name__, arguments)
-        for exercise, all_arguments in EXERCISES.items()
-        for arguments in all_arguments
-        if any(part in exercise.__name__ for part in names)
-    ]
-    failed = 0
-    with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
-        running = {pool.submit(do, *job): job for job in todo}
-        for future in as_completed(running):
-            name, arguments = running[future]
-            try:
-                row, seconds = future.result()
-            except Exception as error:
-                failed += 1
-                print(f"{name} {arguments}: {error!r}", flush=True)
-                continue
-            rows = read()
-            rows.setdefault(name, {})[str(arguments)] = row
-            ROWS.parent.mkdir(exist_ok=True)
-            ROWS.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-            print(f"{name} {arguments}, {seconds:.0f} s: {row}", flush=True)
-    return failed
-
-
-def table(name, rows):
-    """The rows of an exercise in Markdown, in the order of its arguments."""
-    (exercise,) = [each for each in EXERCISES if each.__name__ == name]
-    found = [rows[name][str(arguments)] for arguments in EXERCISES[exercise]]
-    columns = list(found[0])
-    lines = [columns, ["---"] * len(columns), *([row[c] for c in columns] for row in found)]
-    return "\n".join(f"| {' | '.join(parts)} |" for parts in lines)
-
-
-def with_tables(text, rows):
-    """The page with each table, between a comment with its name and one that ends it, as measured."""
-
-    def replace(match):
-        return f"<!-- {match[1]} -->\n{table(match[1], rows)}\n<!-- end -->"
-
-    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", replace, text, flags=re.S)
-
-
-SHEETS = {  # name of a picture: rows of images with their labels
-    "beta": {f"β = {beta:g}": f"beta {beta:g}" for beta in (0.1, 0.5, 1, 4, 16)},
-    "average": {
-        "sums": "average sum, sum",
-        "mean, sum": "average mean over pixels, sum over dimensions",
-        "means": "average mean over pixels, mean over dimensions",
-    },
-    "hole": {("hidden", "draw 1", "draw 2", "draw 3", "original"): "hole"},
-}
-
-
-def report():
-    """Put the rows into the page, and draw the pictures of images that are kept."""
-    PAGE.write_text(with_tables(PAGE.read_text(), read()))
-    book = basic()
-    for name, sheets in SHEETS.items():
-        parts = {label: KEPT / f"{file}.pt" for label, file in sheets.items()}
-        if not all(path.exists() for path in parts.values()):
-            continue
-        images = torch.cat([torch.load(path) for path in parts.values()])
-        labels = [x for label in parts for x in (label if isinstance(label, tuple) else (label,))]
-        plt.style.use("default")
-        plt.rc("figure", dpi=110)
-        book["show"](images, 10, labels=labels)
-        plt.savefig(PAGE.parent / f"{name}.png", metadata={"Software": None})
-        plt.close()
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("names", nargs="*", help="what the names of the exercises contain")
-    parser.add_argument("--list", action="store_true", help="print the exercises' names")
-    parser.add_argument("--report", action="store_true", help="write docs/answers.md")
-    parser.add_argument("--jobs", type=int, default=1, help="rows measured side by side")
-    options = parser.parse_args()
-    if options.report:
-        return report()
-    if options.list or not options.names:
-        return print("\n".join(exercise.__name__ for exercise in EXERCISES))
-    sys.exit(measure(options.names, options.jobs) > 0)
+def jobs():
+    found = []
+    for exercise, (argument, values, *seeds) in EXERCISES.items():
+        for value in values:
+            for seed in seeds[0] if seeds else (0,):
+                name = f"{exercise.__name__}, {value}" + (f", seed {seed}" if seeds else "")
+                found.append(Job(name, exercise, seed, {argument: value}))
+    for seed in SEEDS[1:]:
+        name = f"a_random_ordering, random, seed {seed}"
+        found.append(Job(name, a_random_ordering, seed, {"kind": "random"}))
+    for which in ("maximal", "minimal"):
+        for bound in BOUNDS:
+            given = {"which": which, "bound": bound}
+            found.append(Job(f"own_bound, {which}, {bound:g}", own_bound, 0, given))
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    main(jobs())

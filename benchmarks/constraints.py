@@ -12,19 +12,21 @@ much is unused, and what is the distortion beside that of a sweep of weights at 
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from harness import Job, book, main, read
 
 CASES = ("MNIST", "14 × 14 pixels", "ones only", "5,000 images")
 METHODS = ("multiplier", "secant search", "weight", "GECO", "ControlVAE", "Adam")
-BYTES, SEEDS, PILOT = (1, 3, 6), (0, 1), 100  # PILOT: the seed of margins and tuning
+BYTES, SEEDS, PILOT = (1, 3, 6), (0, 1, 2), 100  # PILOT: the seed of margins and tuning
 NATS_OF_A_BYTE = 8 * math.log(2)
 LONGER = "multiplier, 3,200 steps"
 CAP = 100.0  # no price gets higher, as in the notebook
 MEMORY = 0.05  # GECO: the share of a new violation in the running average
 KP = 0.01  # ControlVAE: the factor of the proportional part
 SWEEP = (0.15, 0.3, 0.6, 1.0, 1.7, 3.0, 6.0, 12.0)
+NEIGHBOURS = tuple(round(1.3**k, 3) for k in range(-4, 6))  # weights a factor of 1.3 apart
 
 
 @dataclass
@@ -121,13 +123,13 @@ def by_rule(names, rule, step, aim, train, steering, seed):
         price = RULES[rule](aim, step)
     going = names["small_training"](rule, train, seed)
     measure = names["OnSome"]("rate", steering)
-    names["fit_bounded"].__wrapped__(going, "distortion", "rate", price, measure)
+    names["fit_bounded"](going, "distortion", "rate", price, measure)
     return going.model, price.value
 
 
 def by_weight(names, beta, train, seed):
     going = names["small_training"]("weight", train, seed)
-    names["fit_weighted"].__wrapped__(going, beta)
+    names["fit_weighted"](going, beta)
     return going.model
 
 
@@ -223,8 +225,35 @@ def sweep(seed, case, beta):
     return {"case": case, "β": beta} | judged(names, model, {"test": test})
 
 
+def slopes(seed, steps):
+    """Distortion saved for a nat of rate between models with neighbouring weights, and its error, paired."""
+    names = book("Lagrangian_VAE", SHORT_STEPS=steps)
+    train, *parts, _ = images_of(names, "MNIST")
+    sets = {"validation": torch.cat(parts), "training": names["binarise"](train)}
+    models = [by_weight(names, beta, train, seed) for beta in NEIGHBOURS]
+    row = {"steps": steps}
+    for part, x in sets.items():
+        torch.manual_seed(seed)
+        terms = [names["held_out_terms"](model, x) for model in models]
+        row[part] = [slope(names, *pair) for pair in pairwise(terms)]
+    return row
+
+
+def slope(names, first, second):
+    """(D₂ − D₁) / (R₁ − R₂) of terms [2, N] of the same images, and its error."""
+    lost, saved = second[0] - first[0], first[1] - second[1]
+    ratio = lost.mean() / saved.mean()
+    error = names["mean_and_error"](lost - ratio * saved)[1] / abs(saved.mean())
+    return ratio.item(), error.item()
+
+
 def jobs():
     found = [
+        Job(f"slopes, {steps} steps, seed {seed}", slopes, seed, {"steps": steps})
+        for steps, seeds in ((800, SEEDS), (3200, SEEDS[:1]))
+        for seed in seeds
+    ]
+    found += [
         Job(f"margin, {case}, {size} bytes", margin, PILOT, {"case": case, "size": size})
         for case in CASES
         for size in BYTES

@@ -3,7 +3,8 @@
 A file of this folder lists jobs for one question and ends with `main(jobs())`. Each job is a function call that gives
 one row. `python benchmarks/FILE.py TEXT` runs the jobs that have TEXT in their name and no row yet; without TEXT, all.
 Rows are lines of benchmarks/rows/FILE.jsonl, with seed, commit, machine and seconds, so that a run can be interrupted
-and goes on. `--processes 2 --threads 1` runs two side by side; `--list` names the jobs.
+and goes on. Of two rows of a job the later counts; one that is marked `transcribed` was measured earlier or elsewhere
+and written down, and its job may be run again. `--processes 2 --threads 1` runs two side by side; `--list` names jobs.
 """
 
 import argparse
@@ -57,8 +58,23 @@ def book(stem, **constants):
     names |= {"validation_images": validation_images, "validation_labels": validation_labels}
     names |= {"test_images": test_images, "test_labels": test_labels, "device": device}
     names |= {"test_x": test_x.to(device), "validation_x": validation_x.to(device)}
+    fits = {
+        n: f.__wrapped__
+        for n, f in names.items()
+        if n.startswith("fit") and hasattr(f, "__wrapped__")
+    }
+    names |= fits  # without `kept`
     names |= constants  # in place: the functions look for these names here
     return names
+
+
+def trained(model, stem):
+    """The model with the weights that the last run of a notebook has kept, as weights/MNIST-….pt."""
+    file = ROOT / "weights" / f"MNIST-{stem}.pt"
+    if not file.exists():
+        raise FileNotFoundError(f"{file} is missing: run the notebook first (make)")
+    model.load_state_dict(torch.load(file, map_location=device, weights_only=True)["weights"])
+    return model.to(device)
 
 
 def machine():
@@ -98,10 +114,10 @@ def do(job, threads, folder):
 
 def run(question, jobs, processes=1, threads=2):
     """Run jobs that have no row yet, and append their rows."""
-    done, sha = read(question), commit()
-    jobs = [job for job in jobs if job.name not in done]
+    done = [name for name, row in read(question).items() if "transcribed" not in row]
+    jobs, sha = [job for job in jobs if job.name not in done], commit()
     ROWS.mkdir(exist_ok=True)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes that follow
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}  # of the processes to come
     folder = ROOT / "build" / "benchmarks" / question
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         running = {pool.submit(do, job, threads, folder): job for job in jobs}

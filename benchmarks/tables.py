@@ -6,11 +6,15 @@ A table stands between `<!-- name -->` and `<!-- end -->`, and is made by the fu
 import json
 import math
 import re
-from statistics import mean
+from functools import partial
+from itertools import pairwise
+from statistics import mean, stdev
 
+import answers
 import matplotlib.pyplot as plt
-from constraints import CASES, LONGER, METHODS, NATS_OF_A_BYTE, tuned
+from constraints import CASES, LONGER, METHODS, NATS_OF_A_BYTE, NEIGHBOURS, tuned
 from harness import ROOT, ROWS, read
+from race import RACES
 from scipy.interpolate import PchipInterpolator
 
 PAGES = [
@@ -27,6 +31,111 @@ def table(rows):
         *([str(v) for v in row.values()] for row in rows),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+BOOKKEEPING = ("job", "commit", "machine", "seconds", "transcribed", "seed")
+
+
+def sources(rows):
+    """Where and when rows were measured, as a line below their table."""
+    places = dict.fromkeys(
+        row.get("transcribed") or f"commit {row['commit']}, {row['machine']}" for row in rows
+    )
+    return f"\n\n*Measured: {'; '.join(places)}.*"
+
+
+def answer(exercise):
+    """The rows of an exercise in the order of its jobs."""
+    jobs = [job for job in answers.jobs() if job.make.__name__ == exercise]
+    found = [read("answers")[job.name] for job in jobs]
+    several = len({job.seed for job in jobs}) > 1
+    rows = []
+    for row in found:
+        columns = {k: v for k, v in row.items() if k not in BOOKKEEPING}
+        first = next(iter(columns))
+        with_seed = {first: columns[first], "seed": row["seed"]} if several else {}
+        rows.append(with_seed | columns)
+    return table(rows) + sources(found)
+
+
+def race():
+    """All recipes at the end of their time."""
+    rows = []
+    for row in read("race").values():
+        if row["job"].startswith("race"):
+            seconds, nats = row["points"][-1]
+            shown = {
+                "notebook": row["notebook"],
+                "recipe": row["recipe"] + ", a tenth" * (row["share"] < 1),
+                "seconds": f"{seconds:.0f}",
+                "epochs": f"{row['epochs']:.0f}",
+            }
+            shown |= {name: f"{nats[name]:.2f}" if name in nats else "" for name in NATS}
+            rows.append(shown)
+    order = list(RACES)
+    rows.sort(key=lambda row: order.index(row["notebook"]))
+    return table(rows) + sources([r for r in read("race").values() if r["job"].startswith("race")])
+
+
+NATS = ("NLL", "−ELBO", "distortion", "rate")
+
+
+def minutes():
+    """Seconds of training to so many nats."""
+    found = [row for row in read("race").values() if row["job"].startswith("nats")]
+    rows = [
+        {
+            "model": row["what"],
+            "seconds of training": f"{row['training']:.0f}",
+            "test NLL": f"{row['NLL']:.2f}",
+            "command": f'`python benchmarks/race.py "{row["job"]}"`, seed {row["seed"]}',
+        }
+        for row in found
+    ]
+    return table(rows) + sources(found)
+
+
+def controls():
+    """What each change of MADE costs after five epochs, with the same seed."""
+    found = [row for row in read("masks").values() if row["epochs"] == 5]
+    at = {(row["what"], row["seed"]): row for row in found}
+    rows = []
+    for what in dict.fromkeys(row["what"] for row in found):
+        mine = [row for row in found if row["what"] == what]
+        change = [row["NLL"] - at["as it is", row["seed"]]["NLL"] for row in mine]
+        before, after = (
+            mean(r[f"variance {w}"] / at["as it is", r["seed"]][f"variance {w}"] for r in mine)
+            for w in ("before", "after")
+        )
+        rows.append(
+            {
+                "one mask, five epochs": what,
+                "NLL, a seed each": ", ".join(f"{row['NLL']:.2f}" for row in mine),
+                "worse by": f"{mean(change):.2f} ± {stdev(change):.2f}",
+                "variance of the gradient, before": f"{before:.2f}",
+                "and after": f"{after:.2f}",
+            }
+        )
+    return table(rows) + sources(found)
+
+
+def slopes():
+    """Slopes between neighbouring weights, and whether they lie between them."""
+    found = [row for row in read("constraints").values() if row["job"].startswith("slopes")]
+    rows = []
+    for steps in sorted({row["steps"] for row in found}):
+        mine = [row for row in found if row["steps"] == steps]
+        for i, (low, high) in enumerate(pairwise(NEIGHBOURS)):
+            shown = {"steps": steps, "between the weights": f"{low:.2f} and {high:.2f}"}
+            for part in ("validation", "training"):
+                pairs = [row[part][i] for row in mine]
+                inside = sum(low <= slope <= high for slope, _ in pairs)
+                shown |= {
+                    f"slope, {part} images": ", ".join(f"{s:.2f} ± {e:.2f}" for s, e in pairs),
+                    f"inside, {part}": f"{inside} of {len(pairs)}",
+                }
+            rows.append(shown)
+    return table(rows)
 
 
 def trials(method):
@@ -156,7 +265,8 @@ def with_tables(text):
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", made, text, flags=re.S)
 
 
-MADE = {f.__name__: f for f in (methods, multiplier, tuning)}
+MADE = {f.__name__: f for f in (methods, multiplier, tuning, slopes, race, minutes, controls)}
+MADE |= {job.make.__name__: partial(answer, job.make.__name__) for job in answers.jobs()}
 
 if __name__ == "__main__":
     for page in PAGES:
