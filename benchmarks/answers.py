@@ -21,6 +21,8 @@ from torch.nn import functional as F
 KEPT = ROOT / "build" / "answers"  # images for pictures
 EPOCHS = 15  # of a VAE that is trained from the start
 FIT_RATE, FIT_CODES = 0.01, 16  # learning rate, and codes a step, where q is fitted to each image
+CODED = 200  # images that are compressed
+TRUTH = 10_000  # codes, where −L_K stands for the NLL
 HOLE = 10  # pixels a side
 
 
@@ -111,7 +113,7 @@ def where_the_gap_comes_from(seed, steps):
         q = Independent(Normal(mu, log_sigma.exp()), 1)
         draws = [names["log_w"](model, x, q.sample((100,)), q) for _ in range(10)]
         elbo = -torch.cat(draws).mean(0)
-        nll = -names["importance_bound"](names["log_weights"](model, x, 10_000), 10_000)
+        nll = -names["importance_bound"](names["log_weights"](model, x, TRUTH), TRUTH)
     return {
         "q": f"fitted to each image, {steps} steps" if steps else "as the encoder guesses",
         "−ELBO": f"{elbo.mean():.2f}",
@@ -177,7 +179,7 @@ def fewer_bits(seed, power):
     middles = NormalDist().quantiles(2 * 2**power)[::2]
     names = book("Basic_VAE", BUCKETS=2**power, EDGES=edges, MIDDLES=middles)
     model = trained(vae(names), "VAE")
-    messages = names["subset"](names["validation_x"], 200).int().tolist()
+    messages = names["subset"](names["validation_x"], CODED).int().tolist()
     initial = names["random_bits"](names["LATENT_DIM"] * names["BITS"], seed)
     state, steps, _ = names["write"](initial, model, messages)
     price = names["prices"](steps)

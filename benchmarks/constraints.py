@@ -12,7 +12,7 @@ much is unused, and what is the distortion beside that of a sweep of weights at 
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
 from harness import Job, book, main, read
@@ -248,49 +248,27 @@ def slope(names, first, second):
 
 
 def jobs():
-    found = [
-        Job(f"slopes, {steps} steps, seed {seed}", slopes, seed, {"steps": steps})
-        for steps, seeds in ((800, SEEDS), (3200, SEEDS[:1]))
-        for seed in seeds
-    ]
-    found += [
-        Job(f"margin, {case}, {size} bytes", margin, PILOT, {"case": case, "size": size})
-        for case in CASES
-        for size in BYTES
-    ]
+    """In the order in which they need each other: margins, tuning, trials."""
+    cells = [{"case": case, "size": size} for case, size in product(CASES, BYTES)]
+    label = "{case}, {size} bytes".format_map
+
+    found = [Job(f"margin, {label(cell)}", margin, PILOT, cell) for cell in cells]
     found.append(Job("tuning, weight", tuning, PILOT, {"rule": "weight"}))
-    found += [
-        Job(f"tuning, {rule}, {step:g}", tuning, PILOT, {"rule": rule, "step": step})
-        for rule, steps in STEPS.items()
-        for step in steps
-    ]
-    found += [
-        Job(
-            f"{method}, {case}, {size} bytes, seed {seed}",
-            trial,
-            seed,
-            {"case": case, "size": size, "method": method},
-        )
-        for seed in SEEDS
-        for method in METHODS
-        for case in CASES
-        for size in BYTES
-    ]
-    found += [
-        Job(f"sweep, {case}, β = {beta}", sweep, 0, {"case": case, "beta": beta})
-        for case in CASES
-        for beta in SWEEP
-    ]
-    found += [
-        Job(
-            f"{LONGER}, {case}, {size} bytes",
-            trial,
-            0,
-            {"case": case, "size": size, "method": LONGER},
-        )
-        for case in CASES
-        for size in BYTES
-    ]
+    for rule, steps in STEPS.items():
+        for step in steps:
+            given = {"rule": rule, "step": step}
+            found.append(Job(f"tuning, {rule}, {step:g}", tuning, PILOT, given))
+
+    for seed, method, cell in product(SEEDS, METHODS, cells):
+        name = f"{method}, {label(cell)}, seed {seed}"
+        found.append(Job(name, trial, seed, cell | {"method": method}))
+    for case, beta in product(CASES, SWEEP):
+        found.append(Job(f"sweep, {case}, β = {beta}", sweep, 0, {"case": case, "beta": beta}))
+    for cell in cells:
+        found.append(Job(f"{LONGER}, {label(cell)}", trial, 0, cell | {"method": LONGER}))
+    for steps, seeds in ((800, SEEDS), (3200, SEEDS[:1])):
+        for seed in seeds:
+            found.append(Job(f"slopes, {steps} steps, seed {seed}", slopes, seed, {"steps": steps}))
     return found
 
 

@@ -22,6 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from torch.distributions import Distribution
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "benchmarks" / "rows"
@@ -29,6 +30,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from definitions import definitions  # noqa: E402
 
+Distribution.set_default_validate_args(False)  # as the notebooks do
 device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
@@ -48,6 +50,16 @@ def images():
     return definitions(ROOT / "Basic_VAE.ipynb")["load_images"]("MNIST", ROOT / "data")
 
 
+def unkept(fit):
+    """A notebook's fit(training, ...) as it is without `kept`: it trains, and returns the history."""
+
+    def run(training, *arguments, **options):
+        fit.__wrapped__(training, *arguments, **options)
+        return training.history
+
+    return run
+
+
 def book(stem, **constants):
     """A notebook's definitions by name, with its data; nothing is kept, and constants may be others."""
     names = definitions(ROOT / f"{stem}.ipynb")
@@ -58,12 +70,8 @@ def book(stem, **constants):
     names |= {"validation_images": validation_images, "validation_labels": validation_labels}
     names |= {"test_images": test_images, "test_labels": test_labels, "device": device}
     names |= {"test_x": test_x.to(device), "validation_x": validation_x.to(device)}
-    fits = {
-        n: f.__wrapped__
-        for n, f in names.items()
-        if n.startswith("fit") and hasattr(f, "__wrapped__")
-    }
-    names |= fits  # without `kept`
+    kept = [n for n, f in names.items() if n.startswith("fit") and hasattr(f, "__wrapped__")]
+    names |= {name: unkept(names[name]) for name in kept}
     names |= constants  # in place: the functions look for these names here
     return names
 

@@ -79,7 +79,7 @@ def basic_vae(names, watch, share):
 
 def made(names, watch, share, order=None):
     order = torch.arange(784) if order is None else order
-    model, epochs = untrained(names, order), round(share * names["EPOCHS"])
+    model, epochs = untrained(names, order), max(1, round(share * names["EPOCHS"]))
     training = names["Training"]("", model, names["adamw"](model), epochs, measure=watch_row(watch))
     names["fit"](training, distorted=names["DISTORTED"] * (share == 1))
     return model, epochs

@@ -2,10 +2,14 @@
 
 import json
 
+import answers
 import constraints
 import harness
+import masks
 import pytest
+import race
 import tables
+import torch
 
 
 def test_the_tables_of_the_pages_are_those_of_the_rows():
@@ -14,12 +18,14 @@ def test_the_tables_of_the_pages_are_those_of_the_rows():
         assert tables.with_tables(text) == text, "make tables"
 
 
-def test_every_row_belongs_to_a_job_and_every_job_has_a_name_of_its_own():
-    names = [job.name for job in constraints.jobs()]
+@pytest.mark.parametrize("question", [answers, constraints, masks, race], ids=lambda m: m.__name__)
+def test_every_row_belongs_to_a_job_and_every_job_has_a_name_of_its_own(question):
+    names = [job.name for job in question.jobs()]
     assert len(set(names)) == len(names)
-    rows = harness.read("constraints")
+    rows = harness.read(question.__name__)
     assert rows and set(rows) <= set(names)
-    assert all({"seed", "commit", "machine", "seconds"} <= set(row) for row in rows.values())
+    measured = {"seed", "commit", "machine", "seconds"}
+    assert all(measured <= set(row) or row["transcribed"] for row in rows.values())
 
 
 def made(seed, value):
@@ -49,3 +55,91 @@ def test_a_rule_raises_the_price_above_the_bound_and_lowers_it_below(rule):
     for _ in range(200):
         high.ascend(0.0)
     assert high.value < 0.9999 * constraints.CAP  # it answers soon: nothing has wound up
+
+
+FEW = {"EPOCHS": 1, "SHORT_EPOCHS": 1, "CLASS_EPOCHS": 1, "FRONT_EPOCHS": 3, "HIDDEN": 16}
+FEW |= {"ENCODER": (8, 1), "DECODER": (8, 1), "SMALL": (8, 1), "LATENT_DIM": 4, "COMPONENTS": 2}
+FEW |= {"SHORT_STEPS": 40, "BATCH_SIZE": 50, "MMD_IMAGES": 20, "ASCENT_IMAGES": 20}
+FEW |= {"CODES": (2, 4, 8), "SCORED": (40, 20, 10), "JUDGE_EPOCHS": 1, "BFLOAT16": False}
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """A few random images, small networks, and no kept weights."""
+
+    def images():
+        counts = (200, 40, 40)
+        coins = torch.Generator().manual_seed(0)
+        grey = [(255 * torch.rand(n, 784, generator=coins) ** 4).byte() for n in counts]
+        return [(part, torch.arange(len(part)) % 10) for part in grey]
+
+    def book(stem, **constants):
+        return harness.book(stem, **(FEW | constants))
+
+    monkeypatch.setattr(harness, "images", images)
+    for module in (answers, constraints, masks, race):
+        monkeypatch.setattr(module, "book", book)
+    monkeypatch.setattr(answers, "trained", lambda model, stem: model)
+    monkeypatch.setattr(answers, "keep", lambda name, images: None)
+    for constant, value in {"EPOCHS": 1, "CODED": 3, "TRUTH": 20}.items():
+        monkeypatch.setattr(answers, constant, value)
+
+
+def first_of_each(jobs):
+    """The first job of each function, by the function's name."""
+    return {job.make.__name__: job for job in reversed(jobs)}
+
+
+@pytest.mark.parametrize("name", first_of_each(answers.jobs()))
+def test_an_exercise_gives_the_columns_of_its_table(few, name):
+    job = first_of_each(answers.jobs())[name]
+    kept = set(harness.read("answers")[job.name]) - set(tables.BOOKKEEPING)
+    row = job.make(seed=0, **job.given)
+    assert set(row) - {"seed"} == kept
+    assert all(isinstance(value, str) for value in row.values())
+
+
+RACERS = [(notebook, recipe) for notebook, recipes in race.RACES.items() for recipe in recipes]
+
+
+@pytest.mark.parametrize(("notebook", "recipe"), RACERS)
+def test_a_racer_trains_and_its_watch_shows_falling_nats(few, monkeypatch, notebook, recipe):
+    monkeypatch.setitem(FEW, "EPOCHS", 3)
+    ours = {f"race, {notebook}, ours": {"points": [(1.0, {})]}}  # seconds that others get
+    monkeypatch.setattr(race, "read", lambda question: ours)
+    monkeypatch.setattr(race, "FIRST_LOOK", 0.0)
+    row = race.run(0, notebook, recipe)
+    seconds, nats = zip(*row["points"], strict=True)
+    assert list(seconds) == sorted(seconds) and row["epochs"] > 0
+    key = next(iter(nats[0]))
+    assert nats[-1][key] < nats[0][key]
+
+
+def test_flips_that_are_averaged_have_the_loss_of_grey_levels_and_less_noise(few):
+    names = masks.setting()
+    model = masks.untrained(names, torch.arange(784))  # its logits do not depend on the image yet
+    images, labels = (part[:50] for part in names["train_data"])
+    grey = names["expected_nll"](model, images, labels).mean().item()
+    spread = {}
+    for count in (1, 16):
+        loss = masks.average_of_flips(names, count)
+        draws = torch.stack([loss(model, images, labels).mean() for _ in range(40)])
+        assert draws.mean().item() == pytest.approx(grey, rel=0.005)
+        spread[count] = draws.std().item()
+    assert 2 < spread[1] / spread[16] < 8  # about √16
+
+
+def test_the_unshared_convolution_sees_earlier_pixels_only(few):
+    names = masks.setting()
+    model = masks.untrained(names, torch.arange(784), kind=masks.unshared(names))
+    torch.nn.init.normal_(model.weights[-1])  # not as it starts, where nothing is added
+    slopes = names["jacobian"](model, torch.arange(784))
+    assert (slopes.triu() == 0).all() and (slopes.tril(-1) != 0).any()
+
+
+def test_the_slope_between_two_models_is_the_distortion_lost_for_a_nat_of_rate(few):
+    names = harness.book("Lagrangian_VAE")
+    noise = torch.randn(200)
+    first = torch.stack([10 + noise, 5 + noise])
+    second = torch.stack([16 + noise, 2 + noise])
+    assert constraints.slope(names, first, second) == pytest.approx((2.0, 0.0), abs=1e-5)
