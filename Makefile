@@ -3,7 +3,6 @@ PYTHON ?= python3
 NOTEBOOKS ?=
 DATASET ?= MNIST
 KEPT ?=
-BENCH ?=
 FROM ?= Basic_VAE.ipynb
 VENV := .venv/bin/python
 # Without an NVIDIA driver on Linux, PyTorch's builds for CPUs: 4 GB less. `make CPU=` takes the registry's.
@@ -27,11 +26,12 @@ test: .venv/dev.stamp ## lint, and run the tests
 	$(VENV) -m ruff format --check .
 	$(VENV) -m pytest -n auto --dist loadgroup
 
-tables: .venv/run.stamp ## make the tables of benchmarks/ from the rows that were measured
+tables: .venv/run.stamp ## make the tables of benchmarks/ and docs/ from the rows that were measured
 	$(VENV) benchmarks/tables.py
 
-bench: .venv/run.stamp ## race other people's recipes for the same time; BENCH=--growth shows how cost grows
-	$(VENV) benchmarks/benchmark.py $(BENCH)
+bench: .venv/run.stamp ## race other people's recipes for the same time
+	$(VENV) benchmarks/race.py "ours"
+	$(VENV) benchmarks/race.py "race"
 
 book: .venv/dev.stamp ## make an HTML book of the notebooks as they are, in build/book/html
 	$(VENV) tools/book.py

@@ -12,8 +12,9 @@ from statistics import mean, stdev
 
 import answers
 import matplotlib.pyplot as plt
+import torch
 from constraints import CASES, LONGER, METHODS, NATS_OF_A_BYTE, NEIGHBOURS, tuned
-from harness import ROOT, ROWS, read
+from harness import ROOT, ROWS, book, read
 from race import RACES
 from scipy.interpolate import PchipInterpolator
 
@@ -255,6 +256,30 @@ def transcribed(name):
     return table([row["row"] for row in map(json.loads, lines) if row["table"] == name])
 
 
+SHEETS = {  # pictures of docs/, and the images of their rows
+    "beta": {f"β = {beta:g}": f"beta {beta:g}" for beta in (0.1, 0.5, 1, 4, 16)},
+    "average": {
+        "sums": "average sum, sum",
+        "mean, sum": "average mean over pixels, sum over dimensions",
+        "means": "average mean over pixels, mean over dimensions",
+    },
+    "hole": {("hidden", "draw 1", "draw 2", "draw 3", "original"): "hole"},
+}
+
+
+def sheets():
+    """Draw the images that exercises have kept, where all rows of a picture are there."""
+    names = book("Basic_VAE")
+    for name, rows in SHEETS.items():
+        files = [answers.KEPT / f"{file}.pt" for file in rows.values()]
+        if all(file.exists() for file in files):
+            images = torch.cat([torch.load(file) for file in files])
+            labels = [x for row in rows for x in (row if isinstance(row, tuple) else (row,))]
+            names["show"](images, 10, labels=labels)
+            plt.savefig(ROOT / "docs" / f"{name}.png", metadata={"Software": None})
+            plt.close()
+
+
 def with_tables(text):
     """A page with its tables made anew."""
 
@@ -272,3 +297,4 @@ if __name__ == "__main__":
     for page in PAGES:
         page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
     picture()
+    sheets()

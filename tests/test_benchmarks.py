@@ -65,13 +65,12 @@ FEW |= {"CODES": (2, 4, 8), "SCORED": (40, 20, 10), "JUDGE_EPOCHS": 1, "BFLOAT16
 
 @pytest.fixture
 def few(monkeypatch):
-    """A few random images, small networks, and no kept weights."""
+    """A few images, all of a class alike, small networks, and no kept weights."""
+    grey = (255 * torch.rand(10, 784, generator=torch.Generator().manual_seed(0)) ** 4).byte()
 
     def images():
-        counts = (200, 40, 40)
-        coins = torch.Generator().manual_seed(0)
-        grey = [(255 * torch.rand(n, 784, generator=coins) ** 4).byte() for n in counts]
-        return [(part, torch.arange(len(part)) % 10) for part in grey]
+        labels = [torch.arange(count) % 10 for count in (200, 40, 40)]
+        return [(grey[part], part) for part in labels]
 
     def book(stem, **constants):
         return harness.book(stem, **(FEW | constants))
@@ -104,7 +103,7 @@ RACERS = [(notebook, recipe) for notebook, recipes in race.RACES.items() for rec
 
 @pytest.mark.parametrize(("notebook", "recipe"), RACERS)
 def test_a_racer_trains_and_its_watch_shows_falling_nats(few, monkeypatch, notebook, recipe):
-    monkeypatch.setitem(FEW, "EPOCHS", 3)
+    monkeypatch.setitem(FEW, "EPOCHS", 8)
     ours = {f"race, {notebook}, ours": {"points": [(1.0, {})]}}  # seconds that others get
     monkeypatch.setattr(race, "read", lambda question: ours)
     monkeypatch.setattr(race, "FIRST_LOOK", 0.0)
