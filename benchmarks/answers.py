@@ -645,6 +645,28 @@ def told_the_class(seed, told):
     }
 
 
+def a_threshold(seed, kind):
+    """How many images are above the NLL that one in a hundred validation images exceeds."""
+    names = masks.setting(seed)
+    model, x = trained(masks.untrained(names, torch.arange(784)), "MADE"), names["test_x"]
+    images = {
+        "test images": x,
+        "test images, upside down": x.flip(1),
+        "test images, two pixels to the left": x.view(-1, 28, 28).roll(-2, 2).flatten(1),
+        "their negatives": 1 - x,
+        "noise, as many pixels black": torch.bernoulli(x.mean().expand_as(x)),
+        "a blank page": torch.zeros_like(x[:1]),
+    }[kind]
+    threshold = masks.nll(names, model).quantile(0.99)
+    nll = -names["log_p"](model, images)
+    return {
+        "images": kind,
+        "NLL, mean": f"{nll.mean():,.0f}",
+        "above the threshold": f"{(nll > threshold).float().mean():.1%}",
+        "threshold": f"{threshold:.1f}",
+    }
+
+
 BETAS = (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
 AVERAGES = ("sum, sum", "mean over pixels, sum over dimensions")
 AVERAGES += ("mean over pixels, mean over dimensions",)
@@ -657,6 +679,8 @@ ORDERINGS = ("reading", "by columns", "a spiral inwards", "a spiral outwards", "
 LAYERS = ("nothing", "dropout 0.05", "dropout 0.2", "layer normalisation")
 LABELS = ("1 label for all", "2 clusters", "10 clusters", "50 clusters", "10 random labels")
 LABELS += ("10 classes",)
+STRANGE = ("test images", "test images, upside down", "test images, two pixels to the left")
+STRANGE += ("their negatives", "noise, as many pixels black", "a blank page")
 SEEDS = (0, 1, 2)
 EXERCISES = {  # the name of the argument, its values, and more seeds than 0 where there are
     beta_by_hand: ("beta", BETAS),
@@ -677,6 +701,7 @@ EXERCISES = {  # the name of the argument, its values, and more seeds than 0 whe
     without_the_start: ("case", MOVED_BY),
     fewer_gaussians: ("components", (0, 1, 10, 30, 100)),
     warm_up: ("epochs", (0, 5, 15), SEEDS),
+    a_threshold: ("kind", STRANGE),
     told_the_class: ("told", (False, True), SEEDS),
 }
 BOUNDS = (88.0, 90.8, 95.0, 100.0)
