@@ -225,13 +225,18 @@ def sweep(seed, case, beta):
     return {"case": case, "β": beta} | judged(names, model, {"test": test})
 
 
-def slopes(seed, steps):
+def slopes(seed, steps, one_start=False):
     """Distortion saved for a nat of rate between models with neighbouring weights, and its error, paired."""
-    names = book("Lagrangian_VAE", SHORT_STEPS=steps)
+    names = book("Lagrangian_VAE", SHORT_STEPS=steps, SEED=seed)
     train, *parts, _ = images_of(names, "MNIST")
     sets = {"validation": torch.cat(parts), "training": names["binarise"](train)}
-    models = [by_weight(names, beta, train, seed) for beta in NEIGHBOURS]
-    row = {"steps": steps}
+    models = []
+    names["small_start"] = by_weight(names, 1.0, train, seed) if one_start else None
+    for beta in NEIGHBOURS:
+        going = names["small_onward"]("") if one_start else names["small_training"]("", train, seed)
+        names["fit_weighted"](going, beta)
+        models.append(going.model)
+    row = {"steps": steps, "one start": one_start}
     for part, x in sets.items():
         torch.manual_seed(seed)
         terms = [names["held_out_terms"](model, x) for model in models]
@@ -269,6 +274,9 @@ def jobs():
     for steps, seeds in ((800, SEEDS), (3200, SEEDS[:1])):
         for seed in seeds:
             found.append(Job(f"slopes, {steps} steps, seed {seed}", slopes, seed, {"steps": steps}))
+    for seed in SEEDS:
+        given = {"steps": 800, "one_start": True}
+        found.append(Job(f"slopes from one start, seed {seed}", slopes, seed, given))
     return found
 
 

@@ -121,21 +121,28 @@ def controls():
 
 
 def slopes():
-    """Slopes between neighbouring weights, and whether they lie between them."""
+    """Slopes between neighbouring weights, over their geometric mean, and how many lie between them."""
     found = [row for row in read("constraints").values() if row["job"].startswith("slopes")]
     rows = []
-    for steps in sorted({row["steps"] for row in found}):
-        mine = [row for row in found if row["steps"] == steps]
-        for i, (low, high) in enumerate(pairwise(NEIGHBOURS)):
-            shown = {"steps": steps, "between the weights": f"{low:.2f} and {high:.2f}"}
-            for part in ("validation", "training"):
-                pairs = [row[part][i] for row in mine]
-                inside = sum(low <= slope <= high for slope, _ in pairs)
-                shown |= {
-                    f"slope, {part} images": ", ".join(f"{s:.2f} ± {e:.2f}" for s, e in pairs),
-                    f"inside, {part}": f"{inside} of {len(pairs)}",
-                }
-            rows.append(shown)
+    for start, steps in sorted({(row.get("one start", False), row["steps"]) for row in found}):
+        mine = [r for r in found if (r.get("one start", False), r["steps"]) == (start, steps)]
+        trained = f"{steps:,} steps more, from one start" if start else f"{steps:,} steps"
+        shown = {"trained for": trained, "seeds": len(mine)}
+        for part in ("validation", "training"):
+            pairs = [
+                (low, high, slope)
+                for row in mine
+                for (low, high), (slope, _) in zip(pairwise(NEIGHBOURS), row[part], strict=True)
+            ]
+            inside = sum(low <= slope <= high for low, high, slope in pairs)
+            ratios = [slope / math.sqrt(low * high) for low, high, slope in pairs]
+            shown |= {
+                f"between the weights, {part} images": f"{inside} of {len(pairs)}",
+                "slope / mean weight" + " " * (part == "training"): (
+                    f"{mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+                ),
+            }
+        rows.append(shown)
     return table(rows)
 
 
