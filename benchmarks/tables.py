@@ -20,7 +20,7 @@ from scipy.interpolate import PchipInterpolator
 
 PAGES = [
     *(ROOT / "benchmarks" / f"{name}.md" for name in ("README", "constraints", "choices")),
-    ROOT / "docs" / "answers.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("answers", "questions")),
 ]
 
 
