@@ -5,6 +5,7 @@ one row. `python benchmarks/FILE.py TEXT` runs the jobs that have TEXT in their 
 Rows are lines of benchmarks/rows/FILE.jsonl, with seed, commit, machine and seconds, so that a run can be interrupted
 and goes on. Of two rows of a job the later counts; one that is marked `transcribed` was measured earlier or elsewhere
 and written down, and its job may be run again. `--processes 2 --threads 1` runs two side by side; `--list` names jobs.
+With DATASET=KMNIST or FashionMNIST in front, a command measures that data, in a file of its own.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from torch.distributions import Distribution
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "benchmarks" / "rows"
+DATASET = os.environ.get("DATASET", "MNIST")
 sys.path.insert(0, str(ROOT / "tools"))
 
 from definitions import definitions  # noqa: E402
@@ -46,8 +48,8 @@ class Job:
 
 @cache
 def images():
-    """MNIST's three parts as the notebooks have them: pairs of images and labels."""
-    return definitions(ROOT / "Basic_VAE.ipynb")["load_images"]("MNIST", ROOT / "data")
+    """The data's three parts as the notebooks have them: pairs of images and labels."""
+    return definitions(ROOT / "Basic_VAE.ipynb")["load_images"](DATASET, ROOT / "data")
 
 
 def unkept(fit):
@@ -101,9 +103,14 @@ def commit():
     return subprocess.run(said, capture_output=True, text=True).stdout.strip()
 
 
+def rows_of(question):
+    """The file of a question's rows."""
+    return ROWS / (f"{question}.jsonl" if DATASET == "MNIST" else f"{question}-{DATASET}.jsonl")
+
+
 def read(question):
     """The rows of a question by the name of their job."""
-    path = ROWS / f"{question}.jsonl"
+    path = rows_of(question)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return {row["job"]: row for row in map(json.loads, lines)}
 
@@ -132,7 +139,7 @@ def run(question, jobs, processes=1, threads=2):
         for number, future in enumerate(as_completed(running), 1):
             job = running[future]
             row = {"job": job.name, "seed": job.seed, "commit": sha} | future.result()
-            with (ROWS / f"{question}.jsonl").open("a", encoding="utf-8") as file:
+            with rows_of(question).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             print(f"{number} of {len(jobs)}: {job.name}, {row['seconds']} s", flush=True)
 
