@@ -1,0 +1,191 @@
+"use strict";
+
+// Finish my drawing: MADE, told the class, draws what is not on the page yet.
+
+(async () => {
+  const [BLACK, BLANK, HOLE] = [1, UNKNOWN, 3]; // a pixel of the page; 0 is white
+  const TIP = 2; // pixels of the pen, across and down
+  const FRAME = 50; // milliseconds for a pass
+  const MOST = 2; // nats of surprise that have the full colour
+  const KEPT = 6; // endings that stay in sight
+
+  const made = new Made(await unpack(WEIGHTS.made));
+  const canvas = element("finish-page");
+  const pens = [...element("finish-pens").querySelectorAll("[data-pen]")];
+  const surpriseButton = element("finish-surprise");
+  const testImages = unpackImages();
+
+  let page = new Uint8Array(PIXELS).fill(BLANK);
+  let image = page; // with its ending
+  let pen = BLACK;
+  let asked = null; // a class, or any
+  let judged = null; // what `judge` says of what is known
+  let next = 0; // test image
+  let cursor = [14, 6];
+  let last = null; // where the pen was a moment ago
+
+  /** What is known: blank paper before the last pixel that was drawn is white. */
+  function given() {
+    const end = page.findLastIndex((pixel) => pixel <= BLACK);
+    const seen = (pixel, i) => (pixel === BLANK && i < end ? 0 : Math.min(pixel, UNKNOWN));
+    return page.map(seen);
+  }
+
+  function show() {
+    const facts = given();
+    const mapped = surpriseButton.getAttribute("aria-pressed") === "true";
+    paint(canvas, (i) => {
+      if (facts[i] === UNKNOWN) return image[i] === BLACK ? DRAWN : OPEN;
+      if (!mapped) return facts[i] ? INK : PAPER;
+      const paper = mix(PAPER, INK, 0.15 * facts[i]);
+      return mix(paper, DRAWN, Math.min((judged.surprise[i] ?? 0) / MOST, 1));
+    });
+  }
+
+  const play = player((drawn) => {
+    image = drawn;
+    show();
+  }, FRAME);
+
+  function showClasses(posterior) {
+    [...element("finish-classes").children].forEach((button, label) => {
+      const percent = `${Math.round(100 * posterior[label])} %`;
+      button.querySelector("span").textContent = percent;
+      button.querySelector("i").style.width = percent.replace(" ", "");
+      button.setAttribute("aria-label", `${label}: ${percent}`);
+      button.setAttribute("aria-pressed", label === asked);
+    });
+  }
+
+  /** A class, drawn from its probabilities. */
+  function drawClass(posterior) {
+    let u = Math.random();
+    const label = posterior.findIndex((p) => (u -= p) < 0);
+    return label < 0 ? posterior.indexOf(Math.max(...posterior)) : label;
+  }
+
+  function keep() {
+    const small = make("canvas", "", "digit");
+    small.width = small.height = SIDE;
+    paintInk(small, image);
+    element("finish-before").prepend(small);
+    element("finish-before").children[KEPT]?.remove();
+  }
+
+  function sayWhatHappened(facts, steps) {
+    const first = givenFirst(facts);
+    const unknown = facts.filter((pixel) => pixel === UNKNOWN).length;
+    const nats = judged.surprise.reduce((sum, value) => sum + value, 0);
+    const exact = facts.indexOf(0, first) < 0 && facts.indexOf(1, first) < 0;
+    const known = `The first ${first} pixels are known and cost ${nats.toFixed(1)} nats. `;
+    const drawn = `${unknown} pixels were drawn in ${steps} passes. `;
+    const note = exact
+      ? "The ending is an exact draw."
+      : "Not an exact draw: pixels of a hole are drawn without what is known below them.";
+    say("finish-now", unknown ? known + drawn + note : `${known}Nothing is left to draw.`);
+  }
+
+  function finish() {
+    const facts = given();
+    judged = judge(made, known(facts), givenFirst(facts));
+    const posterior = judged.logPosterior.map(Math.exp);
+    showClasses(posterior);
+    const label = asked ?? drawClass(posterior);
+    const u = Float32Array.from(facts, Math.random);
+    const images = passes(made, u, facts, label);
+    canvas.dataset.finished = "no";
+    play(images, () => {
+      keep();
+      sayWhatHappened(facts, images.length);
+      canvas.dataset.finished = "yes";
+    });
+  }
+
+  /** Draw from the last place of the pen to this one, in pixels. */
+  function stroke([column, row]) {
+    const [fromColumn, fromRow] = last ?? [column, row];
+    const steps = Math.max(Math.abs(column - fromColumn), Math.abs(row - fromRow), 1);
+    for (let step = 0; step <= steps; step++) {
+      const [x, y] = mix([fromColumn, fromRow], [column, row], step / steps).map(Math.round);
+      for (let i = 0; i < TIP * TIP; i++) {
+        const [right, below] = [Math.min(x + (i % TIP), SIDE - 1), Math.min(y + (i >> 1), SIDE - 1)];
+        page[below * SIDE + right] = pen;
+      }
+    }
+    last = [column, row];
+    image = page;
+    show();
+  }
+
+  function start(pixels) {
+    page = pixels;
+    image = page;
+    finish();
+  }
+
+  /** The upper half of the next test image. */
+  function half() {
+    const upper = testImages[next].slice().fill(BLANK, PIXELS / 2);
+    next = (next + 1) % testImages.length;
+    start(upper);
+  }
+
+  function moveCursor([right, down]) {
+    cursor = [cursor[0] + right, cursor[1] + down].map((v) => Math.min(Math.max(v, 0), SIDE - TIP));
+    const [left, top] = cursor.map((v) => `${(100 * v) / SIDE}%`);
+    Object.assign(element("finish-cursor").style, { left, top });
+    announce(`row ${cursor[1] + 1}, column ${cursor[0] + 1}`);
+  }
+
+  const pixelAt = (event) => place(event, canvas).map((share) => Math.floor(share * SIDE));
+  canvas.addEventListener("pointerdown", (event) => {
+    canvas.setPointerCapture(event.pointerId);
+    last = null;
+    stroke(pixelAt(event));
+  });
+  canvas.addEventListener("pointermove", (event) => last && stroke(pixelAt(event)));
+  for (const kind of ["pointerup", "pointercancel"]) {
+    canvas.addEventListener(kind, () => {
+      if (last) finish();
+      last = null;
+    });
+  }
+  canvas.addEventListener("keydown", (event) => {
+    if (ARROWS[event.key]) moveCursor(ARROWS[event.key]);
+    else if (event.key === " ") stroke(cursor);
+    else if (event.key === "Enter") finish();
+    else return;
+    last = null;
+    event.preventDefault();
+  });
+
+  for (const button of pens) {
+    button.addEventListener("click", () => {
+      pen = Number(button.dataset.pen);
+      pressOnly(pens, button);
+    });
+  }
+  for (let label = 0; label < 10; label++) {
+    const button = make("button");
+    button.append(make("b", label), make("span"), make("i"));
+    button.addEventListener("click", () => {
+      asked = asked === label ? null : label;
+      finish();
+    });
+    element("finish-classes").append(button);
+  }
+  surpriseButton.addEventListener("click", () => {
+    const on = surpriseButton.getAttribute("aria-pressed") !== "true";
+    surpriseButton.setAttribute("aria-pressed", on);
+    show();
+  });
+  element("finish-another").addEventListener("click", finish);
+  element("finish-half").addEventListener("click", half);
+  element("finish-blank").addEventListener("click", () => {
+    start(new Uint8Array(PIXELS).fill(BLANK));
+  });
+
+  showCost(WEIGHTS.made);
+  moveCursor([0, 0]);
+  half();
+})();

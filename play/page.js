@@ -1,0 +1,127 @@
+"use strict";
+
+// What the toys share: painting, speaking, playing frame by frame.
+
+const PAPER = [255, 255, 255];
+const INK = [22, 24, 30];
+const DRAWN = [26, 86, 196]; // ink of the network
+const OPEN = [225, 232, 246]; // paper that is still to be drawn on
+const QUIET = 1000; // milliseconds, at least, from one announcement to the next
+
+const stillness = matchMedia("(prefers-reduced-motion: reduce)");
+
+function element(id) {
+  return document.getElementById(id);
+}
+
+/** A colour between two: share 0 is the first. */
+function mix(first, second, share) {
+  return first.map((value, i) => value + (second[i] - value) * share);
+}
+
+/** An image in colours: colourOf(pixel) is [red, green, blue]. */
+function picture(colourOf) {
+  const data = new ImageData(SIDE, SIDE);
+  for (let i = 0; i < PIXELS; i++) data.data.set([...colourOf(i), 255], 4 * i);
+  return data;
+}
+
+/** Paint a canvas of SIDE × SIDE pixels. */
+function paint(canvas, colourOf) {
+  canvas.getContext("2d").putImageData(picture(colourOf), 0, 0);
+}
+
+/** Paint probabilities of black, or pixels. */
+function paintInk(canvas, image) {
+  paint(canvas, (i) => mix(PAPER, INK, image[i]));
+}
+
+/** An element with text. */
+function make(tag, text = "", kind = "") {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  made.className = kind;
+  return made;
+}
+
+/** Show facts as a list: pairs of a name and a text; with `wide`, on a line of its own. */
+function showFacts(list, facts) {
+  const items = facts.map(([name, text, wide]) => {
+    const item = make("div", "", wide ? "wide" : "");
+    item.append(make("dt", name), make("dd", text));
+    return item;
+  });
+  list.replaceChildren(...items);
+}
+
+/** Tell those who listen to the page; of what comes too fast, only the last. */
+const announce = (() => {
+  let timer = 0;
+  let last = -QUIET;
+  return (text) => {
+    clearTimeout(timer);
+    const speak = () => {
+      element("announcement").textContent = text;
+      last = performance.now();
+    };
+    timer = setTimeout(speak, Math.max(0, last + QUIET - performance.now()));
+  };
+})();
+
+/** A line that says what is seen right now. */
+function say(id, text) {
+  element(id).textContent = text;
+  announce(text);
+}
+
+/** A player of frames, which stops what it played before; without motion only the last frame is shown. */
+function player(show, milliseconds) {
+  let timer = 0;
+  return (frames, finished) => {
+    clearTimeout(timer);
+    const rest = stillness.matches ? [Array.from(frames).at(-1)] : frames;
+    const iterator = rest[Symbol.iterator]();
+    const step = () => {
+      const { value, done } = iterator.next();
+      if (done) return finished();
+      show(value);
+      if (stillness.matches) step();
+      else timer = setTimeout(step, milliseconds);
+    };
+    step();
+  };
+}
+
+/** Where a pointer is on a canvas: across and down, each from 0 to 1. */
+function place(event, canvas) {
+  const box = canvas.getBoundingClientRect();
+  const clamp = (share) => Math.min(Math.max(share, 0), 1 - 1e-9);
+  return [
+    clamp((event.clientX - box.left) / box.width),
+    clamp((event.clientY - box.top) / box.height),
+  ];
+}
+
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+/** Press one button of a group, and none of the others. */
+function pressOnly(buttons, pressed) {
+  for (const button of buttons) button.setAttribute("aria-pressed", button === pressed);
+}
+
+/** A row of the table of what eight bits cost. */
+function showCost({ cost }) {
+  const row = make("tr");
+  const cells = [cost.model, cost.before.toFixed(2), cost.after.toFixed(2)];
+  row.append(...cells.map((text) => make("td", text)));
+  element("costs").append(row);
+}
+
+/** The test images of the page, one of each class. */
+function unpackImages() {
+  const bytes = bytesOf(WEIGHTS.images.bits);
+  const pixel = (i) => (bytes[i >> 3] >> (7 - (i & 7))) & 1;
+  return WEIGHTS.images.labels.map((_, image) =>
+    Uint8Array.from({ length: PIXELS }, (_, i) => pixel(image * PIXELS + i)),
+  );
+}
