@@ -4,7 +4,7 @@
 
 (async () => {
   const [BLACK, BLANK, HOLE] = [1, UNKNOWN, 3]; // a pixel of the page; 0 is white
-  const TIP = 2; // pixels of the pen, across and down
+  const TIP = [[0, 0], [1, 0], [0, 1], [1, 1]]; // pixels under the pen
   const FRAME = 50; // milliseconds for a pass
   const MOST = 2; // nats of surprise that have the full colour
   const KEPT = 6; // endings that stay in sight
@@ -12,13 +12,13 @@
   const made = new Made(await unpack(WEIGHTS.made));
   const canvas = element("finish-page");
   const pens = [...element("finish-pens").querySelectorAll("[data-pen]")];
-  const surpriseButton = element("finish-surprise");
   const testImages = unpackImages();
 
   let page = new Uint8Array(PIXELS).fill(BLANK);
   let image = page; // with its ending
   let pen = BLACK;
   let asked = null; // a class, or any
+  let mapped = false; // whether surprise is shown
   let judged = null; // what `judge` says of what is known
   let next = 0; // test image
   let cursor = [14, 6];
@@ -33,7 +33,6 @@
 
   function show() {
     const facts = given();
-    const mapped = surpriseButton.getAttribute("aria-pressed") === "true";
     paint(canvas, (i) => {
       if (facts[i] === UNKNOWN) return image[i] === BLACK ? DRAWN : OPEN;
       if (!mapped) return facts[i] ? INK : PAPER;
@@ -107,9 +106,8 @@
     const steps = Math.max(Math.abs(column - fromColumn), Math.abs(row - fromRow), 1);
     for (let step = 0; step <= steps; step++) {
       const [x, y] = mix([fromColumn, fromRow], [column, row], step / steps).map(Math.round);
-      for (let i = 0; i < TIP * TIP; i++) {
-        const [right, below] = [Math.min(x + (i % TIP), SIDE - 1), Math.min(y + (i >> 1), SIDE - 1)];
-        page[below * SIDE + right] = pen;
+      for (const [right, down] of TIP) {
+        if (x + right < SIDE && y + down < SIDE) page[(y + down) * SIDE + x + right] = pen;
       }
     }
     last = [column, row];
@@ -131,7 +129,7 @@
   }
 
   function moveCursor([right, down]) {
-    cursor = [cursor[0] + right, cursor[1] + down].map((v) => Math.min(Math.max(v, 0), SIDE - TIP));
+    cursor = [cursor[0] + right, cursor[1] + down].map((v) => Math.min(Math.max(v, 0), SIDE - 2));
     const [left, top] = cursor.map((v) => `${(100 * v) / SIDE}%`);
     Object.assign(element("finish-cursor").style, { left, top });
     announce(`row ${cursor[1] + 1}, column ${cursor[0] + 1}`);
@@ -162,7 +160,7 @@
   for (const button of pens) {
     button.addEventListener("click", () => {
       pen = Number(button.dataset.pen);
-      pressOnly(pens, button);
+      for (const other of pens) other.setAttribute("aria-pressed", other === button);
     });
   }
   for (let label = 0; label < 10; label++) {
@@ -174,9 +172,8 @@
     });
     element("finish-classes").append(button);
   }
-  surpriseButton.addEventListener("click", () => {
-    const on = surpriseButton.getAttribute("aria-pressed") !== "true";
-    surpriseButton.setAttribute("aria-pressed", on);
+  element("finish-surprise").addEventListener("click", (event) => {
+    mapped = turn(event.currentTarget);
     show();
   });
   element("finish-another").addEventListener("click", finish);

@@ -40,8 +40,7 @@ function silu(h) {
 
 /** log p(pixel) in nats, from the logit of black. */
 function logProbability(pixel, logit) {
-  const wrong = pixel ? -logit : logit;
-  return -(Math.max(wrong, 0) + Math.log1p(Math.exp(-Math.abs(wrong))));
+  return -Math.log1p(Math.exp(pixel ? -logit : logit));
 }
 
 /** log Σ exp(values), without overflow. */
@@ -56,8 +55,8 @@ function add(a, b) {
 }
 
 /**
- * A linear layer in eight bits a number. Output i sees the first seen[i] inputs, and only these weights
- * are stored: row after row, in whole numbers, to be multiplied by the scale of the row.
+ * A linear layer in eight bits a number. Output i sees the first seen[i] inputs. Only these weights are
+ * stored, row after row: whole numbers, to be multiplied by the scale of the row.
  */
 class Linear {
   constructor(arrays, name, seen) {
@@ -69,15 +68,15 @@ class Linear {
 
   /** Inputs to outputs, both Float32Array. */
   of(x) {
-    const outputs = new Float32Array(this.bias.length);
+    const { weight, scale, bias, seen } = this;
+    const outputs = new Float32Array(bias.length);
     let next = 0;
     for (let i = 0; i < outputs.length; i++) {
+      const count = seen[i];
       let sum = 0;
-      for (let j = 0; j < this.seen[i]; j++) {
-        sum += this.weight[next + j] * x[j];
-      }
-      next += this.seen[i];
-      outputs[i] = sum * this.scale[i] + this.bias[i];
+      for (let j = 0; j < count; j++) sum += weight[next + j] * x[j];
+      next += count;
+      outputs[i] = sum * scale[i] + bias[i];
     }
     return outputs;
   }
@@ -108,10 +107,7 @@ class Decoder {
   }
 }
 
-/**
- * MADE, which visits the pixels row by row. Its hidden units are stored in the order of their degrees,
- * so that each mask keeps the first units of a row.
- */
+/** MADE, in reading order. Units are stored in the order of their degrees: a mask keeps the first of a row. */
 class Made {
   constructor(arrays, leaky = false) {
     const { degrees, mean } = arrays;

@@ -54,19 +54,18 @@ function showFacts(list, facts) {
   list.replaceChildren(...items);
 }
 
+let waiting = 0;
+let spoken = -QUIET;
+
 /** Tell those who listen to the page; of what comes too fast, only the last. */
-const announce = (() => {
-  let timer = 0;
-  let last = -QUIET;
-  return (text) => {
-    clearTimeout(timer);
-    const speak = () => {
-      element("announcement").textContent = text;
-      last = performance.now();
-    };
-    timer = setTimeout(speak, Math.max(0, last + QUIET - performance.now()));
+function announce(text) {
+  clearTimeout(waiting);
+  const speak = () => {
+    element("announcement").textContent = text;
+    spoken = performance.now();
   };
-})();
+  waiting = setTimeout(speak, Math.max(0, spoken + QUIET - performance.now()));
+}
 
 /** A line that says what is seen right now. */
 function say(id, text) {
@@ -95,18 +94,18 @@ function player(show, milliseconds) {
 /** Where a pointer is on a canvas: across and down, each from 0 to 1. */
 function place(event, canvas) {
   const box = canvas.getBoundingClientRect();
-  const clamp = (share) => Math.min(Math.max(share, 0), 1 - 1e-9);
-  return [
-    clamp((event.clientX - box.left) / box.width),
-    clamp((event.clientY - box.top) / box.height),
-  ];
+  const x = (event.clientX - box.left) / box.width;
+  const y = (event.clientY - box.top) / box.height;
+  return [x, y].map((share) => Math.min(Math.max(share, 0), 1 - 1e-9));
 }
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-/** Press one button of a group, and none of the others. */
-function pressOnly(buttons, pressed) {
-  for (const button of buttons) button.setAttribute("aria-pressed", button === pressed);
+/** Turn a button that is on or off; returns whether it is on now. */
+function turn(button, state = "aria-pressed") {
+  const on = button.getAttribute(state) !== "true";
+  button.setAttribute(state, on);
+  return on;
 }
 
 /** A row of the table of what eight bits cost. */
@@ -117,7 +116,7 @@ function showCost({ cost }) {
   element("costs").append(row);
 }
 
-/** The test images of the page, one of each class. */
+/** The test images of the page, one of each class first. */
 function unpackImages() {
   const bytes = bytesOf(WEIGHTS.images.bits);
   const pixel = (i) => (bytes[i >> 3] >> (7 - (i & 7))) & 1;

@@ -39,7 +39,7 @@
 
   function follow(now) {
     if (started === null) return;
-    const legs = (now - started) / LEG;
+    const legs = Math.max(now - started, 0) / LEG; // a frame may be older than the touch
     const from = Math.floor(legs) % medians.length;
     const share = (1 - Math.cos(Math.PI * (legs % 1))) / 2; // slow at both ends
     show(mix(medians[from], medians[(from + 1) % medians.length], share));
@@ -88,6 +88,7 @@
   path.addEventListener("click", () => setPath(started === null));
 
   show(code);
+  performance.mark("first picture");
   showCost(WEIGHTS.plane);
   setPath(!stillness.matches);
 })();

@@ -21,9 +21,10 @@ BUILD = ROOT / "build" / "play"
 LARGEST = 127  # of a number of eight bits, with a sign
 KINDS = {torch.int8: "i1", torch.int16: "i2", torch.float32: "f4"}  # as numpy calls them
 
-LEAK_UNITS, LEAK_EPOCHS = 256, 20  # of the networks with and without the fault
+LEAK_UNITS, LEAK_EPOCHS = 384, 20  # of the networks with and without the fault
 BUDGETS = range(1, 10)  # bytes
-SHOWN = 5  # images in a row
+IMAGES = 20  # test images on the page
+SHOWN = 5  # images in a row of a picture
 GREYS = 15  # levels of a picture, but for white
 PICTURE = {"width": 1280, "height": 800}  # of the page, for the front page
 
@@ -135,14 +136,14 @@ def make_plane():
     torch.manual_seed(names["SEED"])
     images, labels = names["training"]
     means, _ = names["encode"](model, names["binarise"](images))
-    medians = [means[labels == label].median(0).values.tolist() for label in range(10)]
+    medians = torch.stack([means[labels == label].median(0).values for label in range(10)])
 
     scores = []
     for each in (model, rounded):
         torch.manual_seed(names["SEED"])  # the same codes
         scores.append(sum(names["vae_terms"](each, names["test_x"])).mean().item())
     row = cost("the plane, −ELBO", *scores)
-    write("plane", arrays, medians=medians, cost=row)
+    write("plane", arrays, medians=medians.tolist(), cost=row)
 
 
 def make_told():
@@ -181,14 +182,14 @@ def leak_network(names, leaky):
 
 def make_leak():
     """Two small networks that differ in one character of a mask, and their scores."""
-    names, x = notebook("MADE"), None
-    x = names["test_x"]
+    names = notebook("MADE")
+    floor = names["flip_entropy"](names["test_images"]).mean().item()
     for name, leaky in (("correct", False), ("leaky", True)):
         model = leak_network(names, leaky)
         arrays, rounded = made_arrays(model)
+        x = names["test_x"]
         scores = [-names["log_p"](each, x).mean().item() for each in (model, rounded)]
         row = cost(f"the {name} network, score", *scores)
-        floor = names["flip_entropy"](names["test_images"]).mean().item()
         write(name, arrays, cost=row, floor=floor)
 
 
@@ -260,9 +261,9 @@ def make_budget():
 
 
 def make_images():
-    """Ten binary test images, one of each class: a bit a pixel."""
+    """Some binary test images, one of each class first: a bit a pixel."""
     names = notebook("MADE")
-    some = names["one_of_each"](names["test_labels"])
+    some = names["one_of_each"](names["test_labels"], IMAGES)
     bits = names["numpy"].packbits(names["test_x"][some].numpy().astype("uint8"))
     text = base64.b64encode(bits.tobytes()).decode()
     write("images", bits=text, labels=names["test_labels"][some].tolist())
