@@ -3,54 +3,57 @@
 // The budget: what a bound on the rate gives, and one weight on other images. All of it was prepared.
 
 (() => {
-  const WIDEST = 5; // bytes that a bar has room for
+  const BUDGET = 3; // bytes, of the comparison
 
   const { stops, others } = WEIGHTS.budget;
   const slider = element("budget-bytes");
-  const inBytes = (count) => `${count} ${count === 1 ? "byte" : "bytes"}`;
 
   function show() {
     const stop = stops[slider.value - 1];
-    const rate = stop.rate.toFixed(2);
-    element("budget-asked").textContent = inBytes(stop.bytes);
-    slider.setAttribute("aria-valuetext", inBytes(stop.bytes));
+    const bytes = `${stop.bytes} ${stop.bytes === 1 ? "byte" : "bytes"}`;
+    element("budget-asked").textContent = bytes;
+    slider.setAttribute("aria-valuetext", bytes);
     element("budget-picture").src = stop.picture;
-    element("budget-picture").alt =
-      `Ten test images and, below each, what comes back from codes of at most ${inBytes(stop.bytes)}`;
+    element("budget-picture").alt = `Test images, and what comes back from codes of at most ${bytes}`;
     showFacts(element("budget-facts"), [
-      ["λ that training found", stop.price.toFixed(2)],
-      ["rate, test images", `${rate} bytes`],
-      ["distortion", `${stop.distortion.toFixed(1)} nats`],
+      ["λ, found by training", stop.price.toFixed(2)],
+      ["rate: bytes of a code", stop.rate.toFixed(2)],
+      ["distortion: what it costs to mend", `${stop.distortion.toFixed(1)} nats`],
     ]);
     const kept = stop.rate <= stop.bytes ? "The bound is kept" : "The bound is missed";
-    const verdict = `${kept}: ${rate} of ${inBytes(stop.bytes)}. In each pair of rows, test images above, ` +
-      "and what comes back below.";
-    element("budget-now").textContent = verdict;
+    element("budget-now").textContent = `${kept}, on 10,000 images that took no part in the training.`;
   }
 
-  /** A bar that ends at the rate; a mark stands at three bytes. */
-  function bar(name, { rate, price }, kind) {
-    const row = make("div", "", `bar ${kind}`);
-    const track = make("div");
+  /** What a bar says, and the bar; its mark, at the right end, stands at the budget. */
+  function bar(text, rate, kind) {
+    const track = make("div", "", `bar ${kind}`);
     const length = make("i");
-    length.style.width = `${Math.min(rate / WIDEST, 1) * 100}%`;
-    track.append(length, make("span", `${rate.toFixed(2)} bytes, ${name} ${price.toFixed(2)}`));
-    row.append(make("span", kind), track);
-    return row;
+    length.style.width = `${(100 * rate) / BUDGET}%`;
+    track.append(length);
+    return [make("div", text), track];
   }
 
   for (const { images, weight, bound, picture } of others) {
-    const card = make("div");
     const sheet = make("img", "", "sheet");
     sheet.src = picture;
-    sheet.alt = "Test images; what comes back by the weight; what comes back by the bound";
+    sheet.alt = `${images}: test images; below, what comes back by weight, and by bound`;
+    const byWeight = `weight ${weight.price.toFixed(2)}: ${weight.rate.toFixed(2)} bytes`;
+    const byBound = `bound: ${bound.rate.toFixed(2)} bytes, with λ = ${bound.price.toFixed(2)}`;
+
+    const card = make("div");
     card.append(make("h4", images), sheet);
-    card.append(bar("β =", weight, "weight"), bar("λ =", bound, "bound"));
+    card.append(...bar(byWeight, weight.rate, "weight"), ...bar(byBound, bound.rate, "bound"));
     element("budget-others").append(card);
   }
+
+  const kept = others.filter(({ bound }) => bound.rate <= BUDGET).length;
+  const least = Math.min(...others.map(({ weight }) => weight.rate)).toFixed(1);
+  element("budget-verdict").textContent =
+    `By bound, ${kept} of ${others.length} stay within three bytes, each with a λ of its own. ` +
+    `By weight, a code may have as little as ${least}: what was allowed stays unused.`;
   slider.addEventListener("input", () => {
     show();
-    announce(element("budget-now").textContent);
+    announce(`${element("budget-asked").textContent}. ${element("budget-now").textContent}`);
   });
   show();
 })();

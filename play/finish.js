@@ -3,7 +3,7 @@
 // Finish my drawing: MADE, told the class, draws what is not on the page yet.
 
 (async () => {
-  const [BLACK, BLANK, HOLE] = [1, UNKNOWN, 3]; // a pixel of the page; 0 is white
+  const [BLACK, BLANK] = [1, UNKNOWN]; // a pixel of the page; 0 is white, and 3 a hole
   const TIP = [[0, 0], [1, 0], [0, 1], [1, 1]]; // pixels under the pen
   const FRAME = 50; // milliseconds for a pass
   const MOST = 2; // nats of surprise that have the full colour
@@ -14,8 +14,8 @@
   const pens = [...element("finish-pens").querySelectorAll("[data-pen]")];
   const testImages = unpackImages();
 
-  let page = new Uint8Array(PIXELS).fill(BLANK);
-  let image = page; // with its ending
+  let page; // what was drawn
+  let image; // the same with its ending
   let pen = BLACK;
   let asked = null; // a class, or any
   let mapped = false; // whether surprise is shown
@@ -48,10 +48,9 @@
 
   function showClasses(posterior) {
     [...element("finish-classes").children].forEach((button, label) => {
-      const percent = `${Math.round(100 * posterior[label])} %`;
-      button.querySelector("span").textContent = percent;
-      button.querySelector("i").style.width = percent.replace(" ", "");
-      button.setAttribute("aria-label", `${label}: ${percent}`);
+      const percent = Math.round(100 * posterior[label]);
+      button.querySelector("span").textContent = `${percent} %`;
+      button.querySelector("i").style.width = `${percent}%`;
       button.setAttribute("aria-pressed", label === asked);
     });
   }
@@ -59,8 +58,7 @@
   /** A class, drawn from its probabilities. */
   function drawClass(posterior) {
     let u = Math.random();
-    const label = posterior.findIndex((p) => (u -= p) < 0);
-    return label < 0 ? posterior.indexOf(Math.max(...posterior)) : label;
+    return Math.max(posterior.findIndex((p) => (u -= p) < 0), 0);
   }
 
   function keep() {
@@ -74,14 +72,14 @@
   function sayWhatHappened(facts, steps) {
     const first = givenFirst(facts);
     const unknown = facts.filter((pixel) => pixel === UNKNOWN).length;
-    const nats = judged.surprise.reduce((sum, value) => sum + value, 0);
-    const exact = facts.indexOf(0, first) < 0 && facts.indexOf(1, first) < 0;
-    const known = `The first ${first} pixels are known and cost ${nats.toFixed(1)} nats. `;
-    const drawn = `${unknown} pixels were drawn in ${steps} passes. `;
+    const nats = judged.surprise.reduce((sum, value) => sum + value, 0).toFixed(1);
+    const known = first ? `The first ${first} pixels are known and cost ${nats} nats.` : "Nothing is known yet.";
+    const exact = first + unknown === PIXELS;
     const note = exact
-      ? "The ending is an exact draw."
-      : "Not an exact draw: pixels of a hole are drawn without what is known below them.";
-    say("finish-now", unknown ? known + drawn + note : `${known}Nothing is left to draw.`);
+      ? "An exact draw."
+      : "Not an exact draw: what you know below a hole was put in place, and the hole drawn without it.";
+    const drawn = `${unknown} pixels were drawn in ${steps} passes. ${note}`;
+    say("finish-now", `${known} ${unknown ? drawn : "Nothing is left to draw."}`);
   }
 
   function finish() {
@@ -89,14 +87,12 @@
     judged = judge(made, known(facts), givenFirst(facts));
     const posterior = judged.logPosterior.map(Math.exp);
     showClasses(posterior);
-    const label = asked ?? drawClass(posterior);
+
     const u = Float32Array.from(facts, Math.random);
-    const images = passes(made, u, facts, label);
-    canvas.dataset.finished = "no";
+    const images = passes(made, u, facts, asked ?? drawClass(posterior));
     play(images, () => {
       keep();
       sayWhatHappened(facts, images.length);
-      canvas.dataset.finished = "yes";
     });
   }
 
@@ -111,21 +107,14 @@
       }
     }
     last = [column, row];
-    image = page;
-    show();
-  }
-
-  function start(pixels) {
-    page = pixels;
-    image = page;
-    finish();
+    play([page]);
   }
 
   /** The upper half of the next test image. */
   function half() {
-    const upper = testImages[next].slice().fill(BLANK, PIXELS / 2);
+    page = testImages[next].slice().fill(BLANK, PIXELS / 2);
     next = (next + 1) % testImages.length;
-    start(upper);
+    finish();
   }
 
   function moveCursor([right, down]) {
@@ -179,7 +168,8 @@
   element("finish-another").addEventListener("click", finish);
   element("finish-half").addEventListener("click", half);
   element("finish-blank").addEventListener("click", () => {
-    start(new Uint8Array(PIXELS).fill(BLANK));
+    page = new Uint8Array(PIXELS).fill(BLANK);
+    finish();
   });
 
   showCost(WEIGHTS.made);

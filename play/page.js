@@ -73,21 +73,17 @@ function say(id, text) {
   announce(text);
 }
 
-/** A player of frames, which stops what it played before; without motion only the last frame is shown. */
+/** A player of frames, which stops what it played before; without motion the last frame is seen at once. */
 function player(show, milliseconds) {
-  let timer = 0;
-  return (frames, finished) => {
-    clearTimeout(timer);
-    const rest = stillness.matches ? [Array.from(frames).at(-1)] : frames;
-    const iterator = rest[Symbol.iterator]();
-    const step = () => {
-      const { value, done } = iterator.next();
-      if (done) return finished();
-      show(value);
-      if (stillness.matches) step();
-      else timer = setTimeout(step, milliseconds);
-    };
-    step();
+  let latest;
+  return async (frames, finished) => {
+    latest = frames;
+    for (const frame of frames) {
+      show(frame);
+      if (!stillness.matches) await new Promise((next) => setTimeout(next, milliseconds));
+      if (latest !== frames) return;
+    }
+    finished?.();
   };
 }
 

@@ -10,23 +10,29 @@ import copy
 import io
 import json
 import os
+import shutil
 import zlib
+from importlib.util import find_spec
 
 import torch
 from definitions import ROOT, definitions
 from PIL import Image
+from torch import nn
 
 PAGE = ROOT / "play"
 BUILD = ROOT / "build" / "play"
 LARGEST = 127  # of a number of eight bits, with a sign
 KINDS = {torch.int8: "i1", torch.int16: "i2", torch.float32: "f4"}  # as numpy calls them
 
-LEAK_UNITS, LEAK_EPOCHS = 384, 20  # of the networks with and without the fault
+LEAK_UNITS, LEAK_EPOCHS = 384, 10  # of the networks with and without the fault
 BUDGETS = range(1, 10)  # bytes
 IMAGES = 20  # test images on the page
 SHOWN = 5  # images in a row of a picture
 GREYS = 15  # levels of a picture, but for white
-PICTURE = {"width": 1280, "height": 800}  # of the page, for the front page
+WINDOW = {"width": 900, "height": 900}  # of which the front page shows a part
+ENDINGS = 5  # that are asked for before
+FIXED_RANDOM = "let seed = 1; Math.random = () => (seed = (seed * 16807) % 2147483647) / 2147483647"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def notebook(name, **values):
@@ -64,13 +70,13 @@ def packed(model, **others):
     arrays, rounded = dict(others), copy.deepcopy(model)
     for name, parameter in rounded.named_parameters():
         values = parameter.data
-        if values.ndim == 2 and parameter.requires_grad:
+        if values.ndim == 2:
             mask = mask_of(model, name)
             numbers, scale = eight_bits(values, mask)
             arrays |= {name: numbers, f"{name}.scale": scale}
             values.zero_()
             values[mask] = numbers * scale[mask.nonzero()[:, 0]]
-        elif values.ndim == 1:
+        else:
             arrays[name] = values
     return arrays, rounded
 
@@ -163,20 +169,27 @@ def make_told():
     write("made", arrays, cost=row)
 
 
+class Unconnected(nn.Module):
+    """In the place of direct connections: none."""
+
+    def forward(self, x):
+        return 0
+
+
 def leak_network(names, leaky):
     """A small MADE without direct connections, trained on flips; its last mask may be not strict."""
     mean = names["train_data"][0].float().mean(0) / 255
-    degrees = names["draw_degrees"](torch.arange(len(mean)), mean, LEAK_UNITS)
+    order = torch.arange(len(mean))
+    degrees = names["draw_degrees"](order, mean, LEAK_UNITS)
     torch.manual_seed(names["SEED"])
-    model = names["MADE"](torch.arange(len(mean)), degrees, mean, names["BLOCKS"])
-    model.direct.requires_grad_(False)  # stays zero
+    model = names["MADE"](order, degrees, mean, names["BLOCKS"])
+    model.direct = Unconnected()
     if leaky:
-        places = torch.arange(len(mean)) + 1
-        model.last.mask = (places[:, None] >= degrees).float()  # the fault
+        model.last.mask = (order[:, None] + 1 >= degrees).float()  # the fault
 
     name = "play leaky" if leaky else "play correct"
     training = names["Training"](name, model, names["adamw"](model), LEAK_EPOCHS)
-    names["fit"](training, grey=False, distorted=names["DISTORTED"])
+    names["fit"](training, grey=False)
     return model
 
 
@@ -269,6 +282,25 @@ def make_images():
     write("images", bits=text, labels=names["test_labels"][some].tolist())
 
 
+def take_picture():
+    """images/play.png, a still of the page for the front page, if Playwright and a browser are there."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not (program and find_spec("playwright")):
+        return print("no browser: images/play.png stays as it was")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page(viewport=WINDOW, reduced_motion="reduce")
+        page.add_init_script(FIXED_RANDOM)
+        page.goto((PAGE / "index.html").as_uri())
+        page.wait_for_function("document.getElementById('finish-now').textContent")
+        for _ in range(ENDINGS):
+            page.locator("#finish-another").click()
+        page.locator("#finish .pair").screenshot(path=ROOT / "images" / "play.png")
+        browser.close()
+
+
 def main():
     BUILD.mkdir(parents=True, exist_ok=True)
     os.chdir(BUILD)  # what is trained here is kept here
@@ -277,6 +309,7 @@ def main():
     make_told()
     make_leak()
     make_budget()
+    take_picture()
 
 
 if __name__ == "__main__":
