@@ -20,7 +20,7 @@
   let asked = null; // a class, or any
   let mapped = false; // whether surprise is shown
   let judged = null; // what `judge` says of what is known
-  let next = 0; // test image
+  let next = 12; // test image: the upper half of this one leaves much open
   let cursor = [14, 6];
   let last = null; // where the pen was a moment ago
 

@@ -9,6 +9,7 @@
   const FAULT =
     "To predict a pixel, this network has to see it, and the reader does not have it yet. " +
     "Its score was too good to be true.";
+  const FLOOR = "The black floor begins where the file was used up.";
 
   const networks = {
     correct: new Made(await unpack(WEIGHTS.correct)),
@@ -16,7 +17,7 @@
   };
   const testImages = unpackImages();
   let name = "correct"; // the network that is in use
-  let shown = 2; // test image
+  let shown = 1; // test image
 
   const inBytes = (nats) => `${(nats / NATS_OF_A_BYTE).toFixed(1)} bytes`;
   const play = player((image) => paintInk(element("leak-read"), image), FRAME);
@@ -45,7 +46,8 @@
     element("leak-now").textContent = "The reader opens the file …";
     play(rows(), () => {
       const wrong = found.filter((pixel, i) => pixel !== image[i]).length;
-      say("leak-now", wrong ? `${wrong} of ${PIXELS} pixels are wrong. ${FAULT}` : RIGHT);
+      const floor = found.slice(-SIDE).every((pixel) => pixel === 1) ? FLOOR : "";
+      say("leak-now", wrong ? `${wrong} of ${PIXELS} pixels are wrong. ${FAULT} ${floor}` : RIGHT);
     });
   }
 

@@ -58,6 +58,8 @@
     announce(element("plane-now").textContent);
   }
 
+  show(code);
+  performance.mark("first picture");
   const context = map.getContext("2d");
   const middle = (cell) => ((cell + 0.5) / GRID) * 2 * EDGE - EDGE;
   for (let row = 0; row < GRID; row++) {
@@ -87,8 +89,6 @@
   });
   path.addEventListener("click", () => setPath(started === null));
 
-  show(code);
-  performance.mark("first picture");
   showCost(WEIGHTS.plane);
   setPath(!stillness.matches);
 })();

@@ -95,9 +95,9 @@ function faint() {
   return described(texts.filter((e) => contrast(e) < 4.5));
 }
 
-const spoken = []; // when something was announced
+const heard = []; // when something was announced
 
 function listen() {
-  const observer = new MutationObserver(() => spoken.push(performance.now()));
+  const observer = new MutationObserver(() => heard.push(performance.now()));
   observer.observe(element("announcement"), { childList: true });
 }
