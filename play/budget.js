@@ -18,7 +18,7 @@
     showFacts(element("budget-facts"), [
       ["λ, found by training", stop.price.toFixed(2)],
       ["rate: bytes of a code", stop.rate.toFixed(2)],
-      ["distortion: what it costs to mend", `${stop.distortion.toFixed(1)} nats`],
+      ["distortion: cost of the rest", `${stop.distortion.toFixed(1)} nats`],
     ]);
     const kept = stop.rate <= stop.bytes ? "The bound is kept" : "The bound is missed";
     element("budget-now").textContent = `${kept}, on 10,000 images that took no part in the training.`;
