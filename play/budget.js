@@ -50,7 +50,7 @@
   const least = Math.min(...others.map(({ weight }) => weight.rate)).toFixed(1);
   element("budget-verdict").textContent =
     `By bound, ${kept} of ${others.length} stay within three bytes, each with a λ of its own. ` +
-    `By weight, a code may have as little as ${least}: what was allowed stays unused.`;
+    `By weight, some take only ${least}, and most of what was allowed stays unused.`;
   slider.addEventListener("input", () => {
     show();
     announce(`${element("budget-asked").textContent}. ${element("budget-now").textContent}`);

@@ -5,6 +5,7 @@
 const SIDE = 28;
 const PIXELS = SIDE * SIDE;
 const UNKNOWN = 2; // a pixel that is neither white, 0, nor black, 1
+const LEAST_VARIANCE = 1e-5; // of layer norm, as PyTorch has it
 const WEIGHTS = {}; // by name; each script in weights/ adds one
 
 const KINDS = { i1: Int8Array, i2: Int16Array, f4: Float32Array };
@@ -95,7 +96,7 @@ class Decoder {
   normalise(h) {
     const mean = h.reduce((sum, v) => sum + v, 0) / h.length;
     const variance = h.reduce((sum, v) => sum + (v - mean) ** 2, 0) / h.length;
-    const scale = 1 / Math.sqrt(variance + 1e-5);
+    const scale = 1 / Math.sqrt(variance + LEAST_VARIANCE);
     return h.map((v, i) => (v - mean) * scale * this.gain[i] + this.shift[i]);
   }
 

@@ -8,7 +8,7 @@
   const RIGHT = `All ${PIXELS} pixels came back. The score is what a file costs.`;
   const FAULT =
     "To predict a pixel, this network has to see it, and the reader does not have it yet. " +
-    "Its score was too good to be true.";
+    "Its score was too good to be true, and the file shows it.";
   const FLOOR = "The black floor begins where the file was used up.";
 
   const networks = {

@@ -207,7 +207,7 @@ def make_leak():
         x = names["test_x"]
         scores = [-names["log_p"](each, x).mean().item() for each in (model, rounded)]
         row = cost(f"the {name} network, score", *scores)
-        write(name, arrays, cost=row, floor=floor)
+        write(name, arrays, cost=row, floor=round(floor, 4))
 
 
 def sheet(images, side, columns=SHOWN):
@@ -240,7 +240,8 @@ def row_of(names, run):
     """What a small VAE has on test images: rate and its error in bytes, distortion in nats, λ or the weight."""
     rate, error = names["mean_and_error"](run.values("rate") / names["NATS_OF_A_BYTE"])
     row = {"rate": rate, "error": error, "distortion": run.values("distortion").mean().item()}
-    return row | {"price": run.beta or run.history[-1]["price"]}
+    row["price"] = run.beta or run.history[-1]["price"]
+    return {name: round(value, 4) for name, value in row.items()}
 
 
 def make_budget():
