@@ -120,6 +120,8 @@ def write(name, arrays=None, **facts):
 
 def weights(file):
     """Trained weights, which a run of the notebooks has left."""
+    if not (ROOT / "weights" / file).exists():
+        raise SystemExit(f"weights/{file} is missing. Run `make` first, then `make play`.")
     return torch.load(ROOT / "weights" / file, weights_only=True)["weights"]
 
 
