@@ -31,28 +31,17 @@ async function unpack({ parts, bytes }) {
   return arrays;
 }
 
-function sigmoid(logit) {
-  return 1 / (1 + Math.exp(-logit));
-}
-
-function silu(h) {
-  return h * sigmoid(h);
-}
+const sigmoid = (logit) => 1 / (1 + Math.exp(-logit));
+const silu = (h) => h * sigmoid(h);
+const add = (a, b) => a.map((value, i) => value + b[i]);
 
 /** log p(pixel) in nats, from the logit of black. */
-function logProbability(pixel, logit) {
-  return -Math.log1p(Math.exp(pixel ? -logit : logit));
-}
+const logProbability = (pixel, logit) => -Math.log1p(Math.exp(pixel ? -logit : logit));
 
 /** log Σ exp(values), without overflow. */
 function logSumExp(values) {
   const largest = Math.max(...values);
   return largest + Math.log(values.reduce((sum, v) => sum + Math.exp(v - largest), 0));
-}
-
-/** Two layers, added up. */
-function add(a, b) {
-  return a.map((value, i) => value + b[i]);
 }
 
 /**

@@ -10,14 +10,10 @@ const QUIET = 1000; // milliseconds, at least, from one announcement to the next
 
 const stillness = matchMedia("(prefers-reduced-motion: reduce)");
 
-function element(id) {
-  return document.getElementById(id);
-}
+const element = (id) => document.getElementById(id);
 
-/** A colour between two: share 0 is the first. */
-function mix(first, second, share) {
-  return first.map((value, i) => value + (second[i] - value) * share);
-}
+/** What lies between two colours, or places: share 0 is the first. */
+const mix = (first, second, share) => first.map((v, i) => v + (second[i] - v) * share);
 
 /** An image in colours: colourOf(pixel) is [red, green, blue]. */
 function picture(colourOf) {
@@ -32,9 +28,7 @@ function paint(canvas, colourOf) {
 }
 
 /** Paint probabilities of black, or pixels. */
-function paintInk(canvas, image) {
-  paint(canvas, (i) => mix(PAPER, INK, image[i]));
-}
+const paintInk = (canvas, image) => paint(canvas, (i) => mix(PAPER, INK, image[i]));
 
 /** An element with text. */
 function make(tag, text = "", kind = "") {
