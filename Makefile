@@ -10,7 +10,7 @@ CPU ?= $(shell [ "$$(uname)" = Linux ] && [ ! -e /proc/driver/nvidia ] && ! comm
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := all
-.PHONY: all quick lab test tables bench book sync format clean help
+.PHONY: all quick lab test tables bench book play sync format clean help
 
 all: .venv/run.stamp ## run the notebooks top to bottom on MNIST, in place, and rewrite images/; KEPT=1 trains nothing that is in weights/, in build/kept/
 	$(VENV) tools/run.py $(if $(KEPT),--kept) --dataset $(DATASET) $(NOTEBOOKS)
@@ -35,6 +35,9 @@ bench: .venv/run.stamp ## race other people's recipes for the same time
 
 book: .venv/dev.stamp ## make an HTML book of the notebooks as they are, in build/book/html
 	$(VENV) tools/book.py
+
+play: .venv/run.stamp ## make what play/index.html shows, from the models that the last run left in weights/
+	$(VENV) tools/play.py
 
 sync: .venv/run.stamp ## carry the shared cells of one notebook, FROM=Basic_VAE.ipynb, to the others
 	$(VENV) tools/sync.py $(FROM)

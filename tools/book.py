@@ -23,8 +23,10 @@ PARTS = {  # of the sidebar, in its order
     "Notebooks": ["Basic_VAE.ipynb", "MADE.ipynb", "Lagrangian_VAE.ipynb"],
     "Questions and answers": ["docs/answers.md", "docs/questions.md", "docs/*.md"],
     "Records": ["benchmarks/*.md"],
-    "The repository": ["data/README.md", "CONTRIBUTING.md", "CHANGES.md"],
+    "The repository": ["play/weights/README.md", "data/README.md", "CONTRIBUTING.md", "CHANGES.md"],
 }
+PLAY = Path("play", "index.html")  # no page of Sphinx's
+PLAY_LINK = re.compile(r"\[([^\]]+)\]\((\S*play/index\.html)\)")
 LINK = re.compile(r"""(?:(?<=\]\()|(?<=src="))[^\s#)"]+""")
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y", "sre")
 TITLE = "Two variational autoencoders and MADE, in three notebooks"
@@ -42,6 +44,7 @@ SETTINGS = {
     "mathjax3_config": {"chtml": {"scale": 0.95}},
     "html_theme": "furo",
     "html_static_path": ["_static"],
+    "html_extra_path": ["_extra"],
     "html_css_files": ["book.css"],
     "html_copy_source": False,
     "html_show_copyright": False,
@@ -78,10 +81,19 @@ def copy_page(page, source, pages):
                 show_title(cell)
         text = json.dumps(notebook)
     else:
+        text = PLAY_LINK.sub(r'<a href="\2">\1</a>', text)
         text = LINK.sub(follow, text)
     copy = source / ("index.md" if page == Path("README.md") else page)
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_text(text, encoding="utf-8")
+
+
+def copy_play(target):
+    """Copy the page to play with; its links lead to the pages of the book."""
+    page = shutil.copytree(ROOT / "play", target, ignore=shutil.ignore_patterns("*.md")) / PLAY.name
+    text = page.read_text(encoding="utf-8").replace("../README.md", "../index.html")
+    text = text.replace(".ipynb", ".html").replace(".md", ".html")
+    page.write_text(text, encoding="utf-8")
 
 
 def assemble(source):
@@ -99,6 +111,7 @@ def assemble(source):
     with open(source / "index.md", "a", encoding="utf-8") as index:
         index.write(parts)
 
+    copy_play(source / "_extra" / "play")
     static = source / "_static"
     static.mkdir()
     shutil.copyfile(Path(__file__).with_suffix(".css"), static / "book.css")
