@@ -86,10 +86,12 @@ def minutes():
     found = [row for row in read("race").values() if row["job"].startswith("nats")]
     rows = [
         {
+            "below": f"{math.ceil(row['NLL'])}",
             "model": row["what"],
             "seconds of training": f"{row['training']:.0f}",
             "test NLL": f"{row['NLL']:.2f}",
-            "command": f'`python benchmarks/race.py "{row["job"]}"`, seed {row["seed"]}',
+            "command": f'`python benchmarks/race.py "{row["job"]}"`',
+            "seed": row["seed"],
         }
         for row in found
     ]
