@@ -24,7 +24,7 @@ lab: .venv/run.stamp ## open the notebooks in JupyterLab
 test: .venv/dev.stamp ## lint, and run the tests
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
-	$(VENV) -m pytest -n auto --dist loadgroup
+	$(VENV) -m pytest -n auto --dist loadfile
 
 tables: .venv/run.stamp ## make the tables of benchmarks/ and docs/ from the rows that were measured
 	$(VENV) benchmarks/tables.py

@@ -12,7 +12,6 @@ from conftest import ROOT
 
 from play import mask_of, sorted_units
 
-pytestmark = pytest.mark.xdist_group("play")
 FOLDER = ROOT / "play"
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 SOFT = {"color_scheme": "dark", "reduced_motion": "reduce"}

@@ -1,24 +1,27 @@
-"""The notebooks as documents, Basic_VAE run small, the tool that runs them, and the README against all of it."""
+"""The notebooks, the README and the pages as documents, beside what was measured; parts to take away."""
 
 import ast
+import importlib
 import itertools
 import math
 import re
 import shutil
+import subprocess
+import symtable
 import sys
 
 import answers
-import matplotlib.image
 import nbformat
+import parts
 import pictures
 import pytest
 import run as tool
 import sync
 import torch
-from conftest import NOTEBOOKS, ROOT, SMALL, code_cells, each_notebook, figures, printed, results
+from conftest import NOTEBOOKS, ROOT, SMALL, code_cells, each_notebook, is_folded, results
 from PIL import Image, ImageSequence
+from torch.distributions import Distribution
 
-pytestmark = pytest.mark.xdist_group("kernels")  # which, started at once, may choose one port
 document = pytest.mark.document  # reads files, and runs nothing
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RECORDS = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
@@ -29,14 +32,17 @@ def tagged(path, tag):
     return [c for c in code_cells(path) if tag in c.metadata.get("tags", [])]
 
 
+def printed(cell):
+    return "".join(o.text for o in cell.outputs if o.output_type == "stream")
+
+
 def parameters(path):
     """The parameters of a notebook by name."""
     (cell,) = tagged(path, "parameters")
     return {n.targets[0].id: ast.literal_eval(n.value) for n in ast.parse(cell.source).body}
 
 
-def is_folded(cell):
-    return "hide-input" in cell.metadata.get("tags", [])
+# The notebooks.
 
 
 @document
@@ -60,6 +66,7 @@ def test_is_valid_and_executed_from_top_to_bottom(path):
 # Folded, in all three notebooks.
 PLUMBING = {"setup", "load_images", "split", "show", "table", "training", "kept"}
 PLUMBING_LINES = 236  # at most, without titles and blank lines: GitHub folds nothing
+LESSON_LINES = 40  # at most, of a cell that is not folded
 
 
 @document
@@ -80,16 +87,11 @@ def test_plumbing_is_folded_and_says_what_it_is(path):
 
 @document
 @each_notebook
-def test_plumbing_is_light(path):
-    cells = [c.source.splitlines()[1:] for c in code_cells(path) if c.id in PLUMBING]
-    assert sum(bool(line.strip()) for lines in cells for line in lines) <= PLUMBING_LINES
-
-
-@document
-@each_notebook
-def test_no_cell_of_the_lesson_is_long(path):
-    cells = [c for c in code_cells(path) if not is_folded(c)]
-    assert max(len(c.source.splitlines()) for c in cells) <= 40
+def test_plumbing_is_light_and_no_cell_of_the_lesson_is_long(path):
+    folded = [c.source.splitlines()[1:] for c in code_cells(path) if c.id in PLUMBING]
+    assert sum(bool(line.strip()) for lines in folded for line in lines) <= PLUMBING_LINES
+    lesson = [c.source.splitlines() for c in code_cells(path) if not is_folded(c)]
+    assert max(map(len, lesson)) <= LESSON_LINES
 
 
 @document
@@ -118,40 +120,26 @@ def test_results_are_few_and_those_that_the_output_shows(path, vae, capsys):
 @document
 def test_shared_cells_are_equal_wherever_they_stand():
     """Copies, so that each notebook is complete in itself; `make sync` carries a change to the others."""
-    for source in NOTEBOOKS:
-        originals = sync.shared_cells(nbformat.read(source, as_version=4))
-        for target in NOTEBOOKS:
-            copies = sync.shared_cells(nbformat.read(target, as_version=4))
-            for i in originals.keys() & copies.keys():
-                assert copies[i].source == originals[i].source, f"make sync, for {i}"
-    cells, frame = {}, []
+    shared = [sync.shared_cells(nbformat.read(path, as_version=4)) for path in NOTEBOOKS]
+    for one, other in itertools.combinations(shared, 2):
+        assert all(one[i].source == other[i].source for i in one.keys() & other), "make sync"
+    assert len(shared[0].keys() & shared[1].keys() & shared[2].keys()) >= 6
+
+
+@document
+def test_what_two_notebooks_define_alike_is_shared():
+    cells = {}
     for path in NOTEBOOKS:
-        frame.append({c.source for c in tagged(path, "shared")})
         for cell in code_cells(path):
-            copy = (cell.source, "shared" in cell.metadata.get("tags", []))
+            copy = cell.source, "shared" in cell.metadata.get("tags", [])
             for node in ast.parse(cell.source).body:
                 if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                     cells.setdefault(node.name, []).append(copy)
     for name, copies in cells.items():
         if any(shared for _, shared in copies):
             assert len(copies) > 1 and len(set(copies)) == 1, name
-    assert len(frame[0] & frame[1] & frame[2]) >= 6
     for name in ("VAE", "Training", "kept", "descend", "log_weights", "load_images"):
         assert len(cells[name]) >= 2 and all(shared for _, shared in cells[name]), name
-
-
-def test_sync_carries_a_changed_cell_and_nothing_else(tmp_path):
-    first, second = tmp_path / "first.ipynb", tmp_path / "second.ipynb"
-    for path in (first, second):
-        cells = [nbformat.v4.new_code_cell(f"x = '{path.stem}'", id=i) for i in ("both", "own")]
-        cells[0].metadata["tags"] = ["shared"]
-        cells[0].outputs = [nbformat.v4.new_output("stream", text=path.stem)]
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-    assert list(sync.sync(first, [second])) == [(second, "both")]
-    sources = [c.source for c in code_cells(second)]
-    assert sources == ["x = 'first'", "x = 'second'"]
-    assert code_cells(second)[0].outputs[0].text == "second"
-    assert list(sync.sync(first, [second])) == []
 
 
 @document
@@ -166,97 +154,7 @@ def test_the_markdown_renders_on_a_hosting_site(path):
                 assert (ROOT / image).is_file()
 
 
-def test_basic_vae_runs_whole_copied_alone_into_an_empty_folder(basic_run):
-    """The other two run whole in test_gpu.py, and this one from the menu in test_browser.py."""
-    cells = code_cells(basic_run / "Basic_VAE.ipynb")
-    assert all(c.execution_count for c in cells)
-    assert not [o for c in cells for o in c.outputs if o.get("name") == "stderr"]
-    assert {"test NLL", "test -ELBO"} <= set(results("Basic_VAE", basic_run / "results" / "digits"))
-    made = basic_run / "images" / "digits"
-    assert {p.stem for p in made.iterdir()} == figures("Basic_VAE", "digits")
-    assert all(matplotlib.image.imread(p).std() > 0.01 for p in made.iterdir())
-    assert not (basic_run / "data").exists()
-
-
-@pytest.fixture
-def house(tmp_path, monkeypatch, capsys):
-    """`house(last)` runs the tool over a small notebook that ends with `last`: what it printed, why it ended."""
-    (tmp_path / "tools").symlink_to(ROOT / "tools")
-    (tmp_path / "images").mkdir()
-    for name in ("MADE-samples.png", "MADE-drawing.gif"):
-        shutil.copy(ROOT / "images" / name, tmp_path / "images")
-    monkeypatch.setattr(tool, "ROOT", tmp_path)
-
-    def run(last, *arguments, missing="KMNIST"):
-        loader = f"def load_images(name, folder):\n    assert name != '{missing}', 'no {missing}'"
-        made = "from pathlib import Path\nfor made in ('images', 'weights', 'results'):"
-        made += "\n    Path(made, DATASET).mkdir(parents=True)"
-        sources = ("DATASET = 'MNIST'\nTRAIN = True", loader, made, last)
-        cells = [nbformat.v4.new_code_cell(source) for source in sources]
-        cells[0].metadata["tags"] = ["parameters"]
-        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
-        nbformat.write(notebook, tmp_path / "small.ipynb")
-        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
-        reason = ""
-        try:
-            tool.main()
-        except SystemExit as end:
-            reason = end.code
-        return capsys.readouterr().out, reason
-
-    return run
-
-
-def is_as_it_was(folder):
-    untouched = not any(c.execution_count for c in code_cells(folder / "small.ipynb"))
-    return untouched and not any((folder / made / "MNIST").exists() for made in tool.PRODUCTS)
-
-
-def test_a_run_replaces_the_notebook_and_shows_where_it_is(house, tmp_path):
-    said, reason = house("print('epoch 7', TRAIN)")
-    assert reason == "" and "small: 2 of 4 cells" in said and "epoch 7 True" in said
-    assert [c.execution_count for c in code_cells(tmp_path / "small.ipynb")] == [1, 2, 3, 4]
-    assert all((tmp_path / made / "MNIST").exists() for made in tool.PRODUCTS)
-    assert {p.name for p in (tmp_path / "images").iterdir()} >= set(pictures.TOGETHER)
-
-
-def test_a_run_with_what_is_kept_takes_weights_along_and_changes_build_alone(house, tmp_path):
-    weights = tmp_path / "weights" / "MNIST-small.pt"
-    weights.parent.mkdir()
-    weights.write_text("trained")
-    last = f"kept = Path('{weights.relative_to(tmp_path)}')\nprint(TRAIN, kept.read_text())"
-    said, reason = house(f"{last}\nkept.write_text('anew')", "--kept")
-    assert reason == "" and "False trained" in said
-    assert is_as_it_was(tmp_path) and weights.read_text() == "trained"
-    made = tmp_path / "build" / "kept"
-    assert code_cells(made / "small.ipynb")[-1].execution_count == 5  # and the injected parameters
-    assert {path.name for path in made.iterdir()} == {"small.ipynb", *tool.PRODUCTS}
-
-
-def test_a_failed_run_changes_nothing_and_says_so(house, tmp_path):
-    _, reason = house("raise ValueError('no luck')")
-    assert "no luck" in reason and "neither it nor images/ were changed" in reason
-    assert is_as_it_was(tmp_path)
-
-
-def test_a_folder_that_cannot_be_written_is_named_and_nothing_changed(house, tmp_path):
-    (tmp_path / "results").touch()  # a file in its place: no one may write into it, not even root
-    said, reason = house("pass")
-    assert str(tmp_path / "results") in reason
-    assert "cells" not in said  # before the run, not after it
-    assert is_as_it_was(tmp_path)
-
-
-def test_without_mnist_copies_run_on_the_digits_loudly(house, tmp_path):
-    said, reason = house("print('on', DATASET)", missing="MNIST")
-    assert reason == "" and "NO MNIST" in said and "on digits" in said
-    assert is_as_it_was(tmp_path) and (tmp_path / "build" / "digits" / "small.ipynb").exists()
-
-
-def test_another_data_set_that_cannot_be_had_ends_with_the_reason(house, tmp_path):
-    _, reason = house("pass", "--dataset", "KMNIST")
-    assert "no KMNIST" in reason and is_as_it_was(tmp_path)
+# README, records and answers.
 
 
 YARDSTICK = {
@@ -367,3 +265,106 @@ def test_the_pictures_of_all_three_show_what_the_notebooks_saved(tmp_path):
         made, committed = frames(tmp_path / target), frames(ROOT / "images" / target)
         assert made == committed and len(made) == length
     assert (ROOT / "images" / "collection.gif").stat().st_size < 1.5e6
+
+
+# Parts to take away.
+
+
+PAGE = (ROOT / "docs" / "parts.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", PAGE, flags=re.S | re.M))
+each_part = pytest.mark.parametrize("name", parts.PARTS)
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """A folder with every part as a module, from which they are imported, with nothing of the project in reach."""
+    for name in parts.PARTS:
+        (tmp_path / f"{name}.py").write_text(parts.module(name), encoding="utf-8")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    installed = [p for p in sys.path if "site-packages" in p or not p.startswith(str(ROOT))]
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *filter(None, installed)])
+    monkeypatch.chdir(tmp_path)
+    importlib.invalidate_caches()
+    Distribution.set_default_validate_args(True)  # as it is where no notebook has run
+    yield tmp_path
+    Distribution.set_default_validate_args(False)
+    for name in parts.PARTS:
+        sys.modules.pop(name, None)
+
+
+def test_the_page_has_every_part_and_is_short():
+    assert list(SECTIONS) == list(parts.PARTS)
+    assert len(PAGE.split()) <= 1000
+
+
+@each_part
+def test_the_example_runs_with_the_part_alone(name, alone):
+    (code,) = re.findall(r"```python\n(.*?)```", SECTIONS[name], flags=re.S)
+    line = PAGE[: PAGE.index(code)].count("\n")
+    exec(compile("\n" * line + code, ROOT / "docs" / "parts.md", "exec"), {"__name__": "example"})
+    assert sys.modules[name].__file__ == str(alone / f"{name}.py")
+
+
+@each_part
+def test_a_part_has_what_it_offers_and_imports_what_the_page_says(name):
+    nodes = ast.parse(parts.module(name)).body
+    imports = [n for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+    modules = [getattr(n, "module", None) or n.names[0].name for n in imports]
+    said = re.search(r"^\*\*Imports\*\* (.+)\.\\$", SECTIONS[name], flags=re.M)[1]
+    assert list(dict.fromkeys(m.split(".")[0] for m in modules)) == (
+        [] if said == "nothing" else said.split(", ")
+    )
+
+    defined = {node.name for node in nodes if hasattr(node, "name")}
+    assert set(parts.PARTS[name][1]) <= defined
+    # A docstring, imports, definitions; nothing draws or trains.
+    kinds = ast.FunctionDef | ast.ClassDef | ast.Assign
+    assert all(isinstance(n, kinds) for n in nodes[1:] if n not in imports)
+
+
+def test_no_import_is_superfluous_and_no_name_missing(alone):
+    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=F", alone]
+    checked = subprocess.run(ruff, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_a_variable_of_a_function_brings_no_definition_of_that_name_along():
+    # `means` and `prior` are variables in Mixture, and functions or cells' variables elsewhere
+    assert "def means(" not in parts.module("prior")
+    source = "def f(means):\n    return means + [outer for means in inner]\n"
+    assert parts.outside(symtable.symtable(source, "", "exec")) == {"outer", "inner"}
+
+
+def test_the_tool_writes_a_part_lists_them_and_names_those_known():
+    def call(*arguments):
+        command = [sys.executable, ROOT / "tools" / "parts.py", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+
+    assert call("coder").stdout == parts.module("coder") + "\n"
+    assert [line.split()[0] for line in call().stdout.splitlines()] == list(parts.PARTS)
+    known = ", ".join(parts.PARTS)
+    assert call("nonsense").stderr == f"There is no part nonsense: known are {known}.\n"
+
+
+PURPOSES = re.findall(
+    r"^\| (.+?) \| (.*`.+) \|$",
+    next(c.source for c in nbformat.read(ANSWERED[0], 4).cells if "**To take away.**" in c.source),
+    flags=re.M,
+)
+
+
+@document
+@pytest.mark.parametrize(("purpose", "listed"), PURPOSES, ids=[name for name, _ in PURPOSES])
+def test_the_cells_that_basic_vae_names_for_a_purpose_need_no_others(purpose, listed):
+    """After imports and parameters; those named in the rows above, too, where a row says so."""
+    if "rows above" in listed:
+        listed += "".join(names for _, names in PURPOSES[1:3])
+    wanted, known = set(re.findall(r"`(\w+)`", listed)), {"__file__"}
+    for cell in code_cells(ANSWERED[0]):
+        table = symtable.symtable(cell.source, cell.id, "exec")
+        defined = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
+        first = cell.id == "setup" or "parameters" in cell.metadata.get("tags", [])
+        if first or defined & wanted:
+            known |= defined
+            assert parts.outside(table) <= known, cell.source
+    assert wanted <= known and len(PURPOSES) == 4
