@@ -94,7 +94,8 @@ def machine():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
     bfloat16 = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "no bfloat16"
-    return f"{name}, {torch.get_num_threads()} threads, {bfloat16}, torch {torch.__version__}"
+    threads = f"{torch.get_num_threads()} threads".replace("1 threads", "1 thread")
+    return f"{name}, {threads}, {bfloat16}, torch {torch.__version__}"
 
 
 def commit():

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import torch
 from constraints import CASES, LONGER, METHODS, NATS_OF_A_BYTE, NEIGHBOURS, tuned
 from harness import ROOT, ROWS, book, read
+from masks import SHORT
 from race import RACES
 from scipy.interpolate import PchipInterpolator
 
@@ -38,9 +39,9 @@ BOOKKEEPING = ("job", "commit", "machine", "seconds", "transcribed", "seed")
 
 
 def sources(rows):
-    """Where and when rows were measured, as a line below their table."""
+    """Where rows were measured, as a line below their table; their commits stand in the rows."""
     places = dict.fromkeys(
-        row.get("transcribed") or f"commit {row['commit']}, {row['machine']}" for row in rows
+        row.get("transcribed") or f"fourth edition, {row['machine']}" for row in rows
     )
     return f"\n\n*Measured: {'; '.join(places)}.*"
 
@@ -103,7 +104,7 @@ def controls():
     found = [row for row in read("masks").values() if row["epochs"] == 5]
     at = {(row["what"], row["seed"]): row for row in found}
     rows = []
-    for what in dict.fromkeys(row["what"] for row in found):
+    for what in sorted({row["what"] for row in found}, key=SHORT.index):
         mine = [row for row in found if row["what"] == what]
         change = [row["NLL"] - at["as it is", row["seed"]]["NLL"] for row in mine]
         before, after = (
@@ -112,7 +113,7 @@ def controls():
         )
         rows.append(
             {
-                "one mask, five epochs": what,
+                "one mask, five epochs": what.replace("1 flips", "1 flip"),
                 "NLL, a seed each": ", ".join(f"{row['NLL']:.2f}" for row in mine),
                 "worse by": f"{mean(change):.2f} ± {stdev(change):.2f}",
                 "variance of the gradient, before": f"{before:.2f}",
