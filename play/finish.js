@@ -14,7 +14,8 @@
   const pens = [...element("finish-pens").querySelectorAll("[data-pen]")];
   const testImages = unpackImages();
 
-  let page; // what was drawn
+  let page = new Uint8Array(PIXELS).fill(BLANK); // what was drawn
+  const earlier = []; // pages, for Undo
   let image; // the same with its ending
   let pen = BLACK;
   let asked = null; // a class, or any
@@ -32,6 +33,7 @@
   }
 
   function show() {
+    element("finish-hint").hidden = image.includes(BLACK);
     const facts = given();
     paint(canvas, (i) => {
       if (facts[i] === UNKNOWN) return image[i] === BLACK ? DRAWN : OPEN;
@@ -65,35 +67,60 @@
     const small = make("canvas", "", "digit");
     small.width = small.height = SIDE;
     paintInk(small, image);
-    element("finish-before").prepend(small);
-    element("finish-before").children[KEPT]?.remove();
+    const before = element("finish-before");
+    const isCopy = [...before.children].some((old) => old.toDataURL() === small.toDataURL());
+    if (!isCopy) before.prepend(small);
+    before.children[KEPT]?.remove();
   }
 
-  function sayWhatHappened(facts, steps) {
+  function sayWhatHappened(facts, rounds) {
     const first = givenFirst(facts);
     const unknown = facts.filter((pixel) => pixel === UNKNOWN).length;
     const nats = judged.surprise.reduce((sum, value) => sum + value, 0).toFixed(1);
-    const known = first ? `The first ${first} pixels are known and cost ${nats} nats.` : "Nothing is known yet.";
     const exact = first + unknown === PIXELS;
-    const note = exact
-      ? "An exact draw."
-      : "Not an exact draw: what you know below a hole was put in place, and the hole drawn without it.";
-    const drawn = `${unknown} pixels were drawn in ${steps} passes. ${note}`;
-    say("finish-now", `${known} ${unknown ? drawn : "Nothing is left to draw."}`);
+    element("finish-details").textContent =
+      `Given first: ${count(first, "pixel")}, a surprise of ${nats} nats. Drawn: ${count(unknown, "pixel")}, ` +
+      `in ${count(rounds, "round")}. ${exact ? "An exact draw." : "Not an exact draw."}`;
+
+    const added = image.some((pixel, i) => facts[i] === UNKNOWN && pixel === BLACK);
+    if (added) keep();
+    if (!exact) say("finish-now", "It filled the hole without looking at what is below it.");
+    else if (added) say("finish-now", "Black was given. Blue is its ending.");
+    else say("finish-now", "You drew it all; leave the bottom empty.");
+  }
+
+  /** Probabilities of the classes, from what is known. */
+  function bet(facts) {
+    judged = judge(made, known(facts), givenFirst(facts));
+    const posterior = judged.logPosterior.map(Math.exp);
+    showClasses(posterior);
+    return posterior;
   }
 
   function finish() {
     const facts = given();
-    judged = judge(made, known(facts), givenFirst(facts));
-    const posterior = judged.logPosterior.map(Math.exp);
-    showClasses(posterior);
-
+    const posterior = bet(facts);
     const u = Float32Array.from(facts, Math.random);
     const images = passes(made, u, facts, asked ?? drawClass(posterior));
-    play(images, () => {
-      keep();
-      sayWhatHappened(facts, images.length);
-    });
+    play(images, () => sayWhatHappened(facts, images.length));
+  }
+
+  /** Go on with a page: a blank one waits for a stroke. */
+  function turnTo(next) {
+    page = next;
+    if (page.includes(BLACK)) return finish();
+    bet(given());
+    play([page]);
+    say("finish-now", "Draw the top of a digit.");
+  }
+
+  const remember = () => earlier.push(page.slice());
+
+  function setMapped(on) {
+    mapped = on;
+    element("finish-surprise").setAttribute("aria-pressed", on);
+    element("finish-legend").hidden = !on;
+    show();
   }
 
   /** Draw from the last place of the pen to this one, in pixels. */
@@ -107,14 +134,15 @@
       }
     }
     last = [column, row];
+    image = page;
+    setMapped(false);
     play([page]);
   }
 
   /** The upper half of the next test image. */
   function half() {
-    page = testImages[next].slice().fill(BLANK, PIXELS / 2);
+    turnTo(testImages[next].slice().fill(BLANK, PIXELS / 2));
     next = (next + 1) % testImages.length;
-    finish();
   }
 
   function moveCursor([right, down]) {
@@ -128,19 +156,22 @@
   canvas.addEventListener("pointerdown", (event) => {
     canvas.setPointerCapture(event.pointerId);
     last = null;
+    remember();
     stroke(pixelAt(event));
   });
   canvas.addEventListener("pointermove", (event) => last && stroke(pixelAt(event)));
   for (const kind of ["pointerup", "pointercancel"]) {
     canvas.addEventListener(kind, () => {
-      if (last) finish();
+      if (last) turnTo(page);
       last = null;
     });
   }
   canvas.addEventListener("keydown", (event) => {
     if (ARROWS[event.key]) moveCursor(ARROWS[event.key]);
-    else if (event.key === " ") stroke(cursor);
-    else if (event.key === "Enter") finish();
+    else if (event.key === " ") {
+      remember();
+      stroke(cursor);
+    } else if (event.key === "Enter") finish();
     else return;
     last = null;
     event.preventDefault();
@@ -161,16 +192,17 @@
     });
     element("finish-classes").append(button);
   }
-  element("finish-surprise").addEventListener("click", (event) => {
-    mapped = turn(event.currentTarget);
-    show();
-  });
+  element("finish-surprise").addEventListener("click", () => setMapped(!mapped));
   element("finish-another").addEventListener("click", finish);
-  element("finish-half").addEventListener("click", half);
-  element("finish-blank").addEventListener("click", () => {
-    page = new Uint8Array(PIXELS).fill(BLANK);
-    finish();
+  element("finish-half").addEventListener("click", () => {
+    remember();
+    half();
   });
+  element("finish-blank").addEventListener("click", () => {
+    remember();
+    turnTo(page.slice().fill(BLANK));
+  });
+  element("finish-undo").addEventListener("click", () => earlier.length && turnTo(earlier.pop()));
 
   showCost(WEIGHTS.made);
   moveCursor([0, 0]);

@@ -1,19 +1,22 @@
 "use strict";
 
-// The plane: a code of two numbers under the pointer, and what it decodes to.
+// The map: a code of two numbers under the pointer, and what it decodes to.
 
 (async () => {
-  const EDGE = 2.4; // the plane is drawn from −EDGE to EDGE
+  const EDGE = 2.4; // the map is drawn from −EDGE to EDGE
   const GRID = 17; // digits across and down
   const FAINT = 0.3; // their ink
   const STEP = 0.1; // of an arrow key
+  const APART = 0.48; // numbers on the map, at least
+  const ROUNDS = 50; // in which they are moved apart
+  const TOUR = [0, 6, 2, 3, 5, 8, 1, 7, 9, 4]; // of the path, from each class to a near one
   const LEG = 1800; // milliseconds from one class to the next
 
   const { medians } = WEIGHTS.plane;
   const decoder = new Decoder(await unpack(WEIGHTS.plane));
   const map = element("plane-map");
   const path = element("plane-path");
-  let code = medians[0];
+  let code = medians[TOUR[0]];
   let started = null; // when the path began, if it is followed
 
   /** Where a code is on the map, each from 0 to 1. */
@@ -23,9 +26,27 @@
     mark.style.top = `${100 * across(-z[1])}%`;
   };
 
+  const distance = (a, b) => Math.hypot(a[0] - b[0], a[1] - b[1]);
+
   function nearestClass(z) {
-    const distances = medians.map((median) => Math.hypot(median[0] - z[0], median[1] - z[1]));
+    const distances = medians.map((median) => distance(median, z));
     return distances.indexOf(Math.min(...distances));
+  }
+
+  /** Spots for the numbers: the medians, moved until none hides another. */
+  function spotsOfNumbers() {
+    const spots = medians.map((median) => [...median]);
+    for (let round = 0; round < ROUNDS; round++) {
+      for (const a of spots) {
+        for (const b of spots) {
+          const gap = distance(a, b);
+          if (gap === 0 || gap >= APART) continue; // itself, or far enough
+          const away = mix(b, a, APART / gap);
+          a.splice(0, 2, ...mix(a, away, 0.5));
+        }
+      }
+    }
+    return spots;
   }
 
   function show(z) {
@@ -34,21 +55,21 @@
     put(element("plane-marker"), z);
     const [first, second] = z.map((value) => value.toFixed(2).replace("-", "−"));
     element("plane-now").textContent =
-      `At (${first}, ${second}). The nearest mark is ${nearestClass(z)}.`;
+      `The two numbers: ${first} and ${second}. Nearest circle: ${nearestClass(z)}.`;
   }
 
   function follow(now) {
     if (started === null) return;
     const legs = Math.max(now - started, 0) / LEG; // a frame may be older than the touch
-    const from = Math.floor(legs) % medians.length;
+    const [from, to] = [0, 1].map((more) => medians[TOUR[Math.floor(legs + more) % TOUR.length]]);
     const share = (1 - Math.cos(Math.PI * (legs % 1))) / 2; // slow at both ends
-    show(mix(medians[from], medians[(from + 1) % medians.length], share));
+    show(mix(from, to, share));
     requestAnimationFrame(follow);
   }
 
   function setPath(on) {
     started = on ? performance.now() : null;
-    path.setAttribute("aria-pressed", on);
+    path.textContent = on ? "Pause" : "Play";
     if (on) requestAnimationFrame(follow);
   }
 
@@ -69,14 +90,19 @@
       context.putImageData(digit, column * SIDE, row * SIDE);
     }
   }
-  medians.forEach((median, label) => {
+  spotsOfNumbers().forEach((spot, label) => {
+    const ends = [spot, medians[label]].map((z) => [across(z[0]), across(-z[1])]);
+    context.beginPath();
+    for (const end of ends) context.lineTo(...end.map((share) => share * map.width));
+    context.stroke();
+
     const mark = make("span", label);
-    put(mark, median);
+    put(mark, spot);
     element("plane-labels").append(mark);
   });
 
   for (const kind of ["pointerdown", "pointermove"]) {
-    map.addEventListener(kind, (event) => {
+    map.parentElement.addEventListener(kind, (event) => {
       const [x, y] = place(event, map);
       go([(2 * x - 1) * EDGE, (1 - 2 * y) * EDGE]);
     });
