@@ -14,8 +14,8 @@
   const pens = [...element("finish-pens").querySelectorAll("[data-pen]")];
   const testImages = unpackImages();
 
-  let page = new Uint8Array(PIXELS).fill(BLANK); // what was drawn
-  const earlier = []; // pages, for Undo
+  const pages = []; // what was drawn, after each stroke
+  let page; // the same now
   let image; // the same with its ending
   let pen = BLACK;
   let asked = null; // a class, or any
@@ -47,15 +47,6 @@
     image = drawn;
     show();
   }, FRAME);
-
-  function showClasses(posterior) {
-    [...element("finish-classes").children].forEach((button, label) => {
-      const percent = Math.round(100 * posterior[label]);
-      button.querySelector("span").textContent = `${percent} %`;
-      button.querySelector("i").style.width = `${percent}%`;
-      button.setAttribute("aria-pressed", label === asked);
-    });
-  }
 
   /** A class, drawn from its probabilities. */
   function drawClass(posterior) {
@@ -89,11 +80,16 @@
     else say("finish-now", "You drew it all; leave the bottom empty.");
   }
 
-  /** Probabilities of the classes, from what is known. */
+  /** Probabilities of the classes, from what is known; each is shown on its key. */
   function bet(facts) {
     judged = judge(made, known(facts), givenFirst(facts));
     const posterior = judged.logPosterior.map(Math.exp);
-    showClasses(posterior);
+    [...element("finish-classes").children].forEach((button, label) => {
+      const percent = Math.round(100 * posterior[label]);
+      button.querySelector("span").textContent = `${percent} %`;
+      button.querySelector("i").style.width = `${percent}%`;
+      button.setAttribute("aria-pressed", label === asked);
+    });
     return posterior;
   }
 
@@ -108,42 +104,40 @@
   /** Go on with a page: a blank one waits for a stroke. */
   function turnTo(next) {
     page = next;
+    last = null;
+    pages.push(page.slice());
     if (page.includes(BLACK)) return finish();
     bet(given());
     play([page]);
     say("finish-now", "Draw the top of a digit.");
   }
 
-  const remember = () => earlier.push(page.slice());
-
   function setMapped(on) {
     mapped = on;
     element("finish-surprise").setAttribute("aria-pressed", on);
-    element("finish-legend").hidden = !on;
     show();
   }
 
   /** Draw from the last place of the pen to this one, in pixels. */
-  function stroke([column, row]) {
-    const [fromColumn, fromRow] = last ?? [column, row];
-    const steps = Math.max(Math.abs(column - fromColumn), Math.abs(row - fromRow), 1);
+  function stroke(to) {
+    const from = last ?? to;
+    const steps = Math.max(1, ...to.map((v, i) => Math.abs(v - from[i])));
     for (let step = 0; step <= steps; step++) {
-      const [x, y] = mix([fromColumn, fromRow], [column, row], step / steps).map(Math.round);
+      const [x, y] = mix(from, to, step / steps).map(Math.round);
       for (const [right, down] of TIP) {
         if (x + right < SIDE && y + down < SIDE) page[(y + down) * SIDE + x + right] = pen;
       }
     }
-    last = [column, row];
+    last = to;
     image = page;
     setMapped(false);
     play([page]);
   }
 
+  const blank = () => turnTo(new Uint8Array(PIXELS).fill(BLANK));
+
   /** The upper half of the next test image. */
-  function half() {
-    turnTo(testImages[next].slice().fill(BLANK, PIXELS / 2));
-    next = (next + 1) % testImages.length;
-  }
+  const half = () => turnTo(testImages[next++ % testImages.length].slice().fill(BLANK, PIXELS / 2));
 
   function moveCursor([right, down]) {
     cursor = [cursor[0] + right, cursor[1] + down].map((v) => Math.min(Math.max(v, 0), SIDE - 2));
@@ -156,24 +150,17 @@
   canvas.addEventListener("pointerdown", (event) => {
     canvas.setPointerCapture(event.pointerId);
     last = null;
-    remember();
     stroke(pixelAt(event));
   });
   canvas.addEventListener("pointermove", (event) => last && stroke(pixelAt(event)));
-  for (const kind of ["pointerup", "pointercancel"]) {
-    canvas.addEventListener(kind, () => {
-      if (last) turnTo(page);
-      last = null;
-    });
-  }
+  canvas.addEventListener("lostpointercapture", () => turnTo(page));
   canvas.addEventListener("keydown", (event) => {
     if (ARROWS[event.key]) moveCursor(ARROWS[event.key]);
     else if (event.key === " ") {
-      remember();
       stroke(cursor);
+      turnTo(page);
     } else if (event.key === "Enter") finish();
     else return;
-    last = null;
     event.preventDefault();
   });
 
@@ -194,15 +181,9 @@
   }
   element("finish-surprise").addEventListener("click", () => setMapped(!mapped));
   element("finish-another").addEventListener("click", finish);
-  element("finish-half").addEventListener("click", () => {
-    remember();
-    half();
-  });
-  element("finish-blank").addEventListener("click", () => {
-    remember();
-    turnTo(page.slice().fill(BLANK));
-  });
-  element("finish-undo").addEventListener("click", () => earlier.length && turnTo(earlier.pop()));
+  element("finish-half").addEventListener("click", half);
+  element("finish-blank").addEventListener("click", blank);
+  element("finish-undo").addEventListener("click", () => turnTo(pages.splice(-2)[0])); // the last is of now
 
   showCost(WEIGHTS.made);
   moveCursor([0, 0]);

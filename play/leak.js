@@ -5,8 +5,7 @@
 (async () => {
   const FRAME = 60; // milliseconds for a row that is read
   const RIGHT = `All ${PIXELS} pixels came back. The promise was honest.`;
-  const FAULT =
-    "It guessed by peeking, but whoever opens the file does not have the answers yet.";
+  const FAULT = "It guessed by peeking, but whoever opens the file does not have the answers yet.";
   const FLOOD = "Black at the bottom: there the file had run out.";
   const CHEAT = "below what is possible: something cheats";
 
@@ -39,12 +38,8 @@
     ]);
     element("leak-bytes").textContent = file.replace(/../g, "$& ");
 
-    let found = image;
-    const rows = function* () {
-      for (found of read(BigInt(`0x${file}`), network)) yield found;
-    };
     element("leak-now").textContent = "Opening the file …";
-    play(rows(), () => {
+    play(read(BigInt(`0x${file}`), network), (found) => {
       const wrong = found.filter((pixel, i) => pixel !== image[i]).length;
       const flood = found.slice(-SIDE).every((pixel) => pixel === 1) ? FLOOD : "";
       say("leak-now", wrong ? `${wrong} of ${PIXELS} pixels are wrong. ${FAULT} ${flood}` : RIGHT);
@@ -52,7 +47,8 @@
   }
 
   element("leak-switch").addEventListener("click", (event) => {
-    name = turn(event.currentTarget, "aria-checked") ? "leaky" : "correct";
+    name = name === "leaky" ? "correct" : "leaky";
+    event.currentTarget.setAttribute("aria-checked", name === "leaky");
     run();
   });
   element("leak-next").addEventListener("click", () => {

@@ -49,7 +49,7 @@ function showFacts(list, facts) {
   const items = facts.map(([name, text, warning]) => {
     const item = make("div");
     item.append(make("dt", name), make("dd", text, warning ? "warning" : ""));
-    if (warning) item.append(make("dd", warning, "warning note"));
+    if (warning) item.append(make("dd", warning, "warning"));
     return item;
   });
   list.replaceChildren(...items);
@@ -79,12 +79,13 @@ function player(show, milliseconds) {
   let latest;
   return async (frames, finished) => {
     latest = frames;
-    for (const frame of frames) {
+    let frame;
+    for (frame of frames) {
       show(frame);
       if (!stillness.matches) await new Promise((next) => setTimeout(next, milliseconds));
       if (latest !== frames) return;
     }
-    finished?.();
+    finished?.(frame);
   };
 }
 
@@ -97,13 +98,6 @@ function place(event, canvas) {
 }
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-
-/** Turn a button that is on or off; returns whether it is on now. */
-function turn(button, state = "aria-pressed") {
-  const on = button.getAttribute(state) !== "true";
-  button.setAttribute(state, on);
-  return on;
-}
 
 /** A row of the table of what eight bits cost. */
 function showCost({ cost }) {

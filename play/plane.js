@@ -7,8 +7,7 @@
   const GRID = 17; // digits across and down
   const FAINT = 0.3; // their ink
   const STEP = 0.1; // of an arrow key
-  const APART = 0.48; // numbers on the map, at least
-  const ROUNDS = 50; // in which they are moved apart
+  const ASIDE = { 4: [0.45, 0], 5: [-0.5, 0], 9: [-0.4, 0.2] }; // numbers that would hide another
   const TOUR = [0, 6, 2, 3, 5, 8, 1, 7, 9, 4]; // of the path, from each class to a near one
   const LEG = 1800; // milliseconds from one class to the next
 
@@ -26,27 +25,9 @@
     mark.style.top = `${100 * across(-z[1])}%`;
   };
 
-  const distance = (a, b) => Math.hypot(a[0] - b[0], a[1] - b[1]);
-
   function nearestClass(z) {
-    const distances = medians.map((median) => distance(median, z));
+    const distances = medians.map((median) => Math.hypot(median[0] - z[0], median[1] - z[1]));
     return distances.indexOf(Math.min(...distances));
-  }
-
-  /** Spots for the numbers: the medians, moved until none hides another. */
-  function spotsOfNumbers() {
-    const spots = medians.map((median) => [...median]);
-    for (let round = 0; round < ROUNDS; round++) {
-      for (const a of spots) {
-        for (const b of spots) {
-          const gap = distance(a, b);
-          if (gap === 0 || gap >= APART) continue; // itself, or far enough
-          const away = mix(b, a, APART / gap);
-          a.splice(0, 2, ...mix(a, away, 0.5));
-        }
-      }
-    }
-    return spots;
   }
 
   function show(z) {
@@ -90,16 +71,17 @@
       context.putImageData(digit, column * SIDE, row * SIDE);
     }
   }
-  spotsOfNumbers().forEach((spot, label) => {
-    const ends = [spot, medians[label]].map((z) => [across(z[0]), across(-z[1])]);
-    context.beginPath();
-    for (const end of ends) context.lineTo(...end.map((share) => share * map.width));
-    context.stroke();
-
+  [context.strokeStyle, context.lineWidth] = ["#1a56c4", 3];
+  context.beginPath();
+  medians.forEach((median, label) => {
+    const spot = add(median, ASIDE[label] ?? [0, 0]);
+    context.moveTo(across(median[0]) * map.width, across(-median[1]) * map.height);
+    context.lineTo(across(spot[0]) * map.width, across(-spot[1]) * map.height);
     const mark = make("span", label);
     put(mark, spot);
     element("plane-labels").append(mark);
   });
+  context.stroke();
 
   for (const kind of ["pointerdown", "pointermove"]) {
     map.parentElement.addEventListener(kind, (event) => {

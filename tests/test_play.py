@@ -18,7 +18,8 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobil
 SOFT = {"color_scheme": "dark", "reduced_motion": "reduce"}
 MOST_BYTES, MOST_LINES = 5_000_000, 900
 KEYS = {"plane-map": "ArrowRight", "plane-path": "Enter", "finish-page": "Space"}
-KEYS |= {"finish-another": "Enter", "finish-half": "Space", "finish-surprise": "Enter"}
+KEYS |= {"finish-undo": "Enter", "finish-another": "Enter", "finish-half": "Space"}
+KEYS |= {"finish-surprise": "Enter"}
 KEYS |= {"leak-switch": "Space", "leak-next": "Enter", "budget-bytes": "ArrowRight"}
 
 
@@ -35,7 +36,7 @@ def opened(page):
     page.on("pageerror", lambda it: page.wrong.append(str(it)))
     page.on("request", lambda it: page.asked.append(it.url))
     page.goto((FOLDER / "index.html").as_uri())
-    wait_for(page, "finish-now", "exact")
+    wait_for(page, "finish-details", "An exact draw")
     wait_for(page, "leak-now", "came back")
     page.add_script_tag(path=ROOT / "tests" / "play.js")
     return page
@@ -183,16 +184,17 @@ def test_by_mouse(desktop):
     desktop.mouse.down()
     desktop.mouse.move(left + 0.3 * box["width"], row)
     desktop.mouse.up()
-    wait_for(desktop, "finish-now", "The first 273 pixels")  # to the end of the stroke, in row 10
+    wait_for(desktop, "finish-details", "Given first: 273 pixels")  # to the end of the stroke, in row 10
     desktop.locator("[data-pen='3']").click()
     desktop.mouse.click(left, row)
-    wait_for(desktop, "finish-now", "Not an exact draw")
+    wait_for(desktop, "finish-now", "without looking at what is below")
+    wait_for(desktop, "finish-details", "Not an exact draw")
 
     for after in ("wrong", "came back"):
         desktop.locator("#leak-switch").click()
         wait_for(desktop, "leak-now", after)
     desktop.locator("#budget-bytes").fill("9")
-    assert "at most 9 bytes" in desktop.locator(".slider").inner_text()
+    assert "at most 9 bytes" in desktop.locator("label").inner_text()
 
 
 def test_by_touch_and_without_motion(phone):
@@ -200,14 +202,14 @@ def test_by_touch_and_without_motion(phone):
     phone.wait_for_timeout(300)
     assert phone.evaluate("state()") == still
     phone.locator("#plane-map").tap(position={"x": 60, "y": 60})
-    phone.locator("#finish-page").tap(position={"x": 150, "y": 200})
-    assert "The first 4" in phone.locator("#finish-now").inner_text()
+    phone.locator("#finish-page").tap(position={"x": 130, "y": 140})
+    wait_for(phone, "finish-details", "Given first: 4")
     phone.locator("#finish-classes button").nth(8).tap()
     assert phone.locator("#finish-classes [aria-pressed=true]").inner_text()[0] == "8"
     phone.locator("#leak-switch").tap()
     wait_for(phone, "leak-now", "wrong")
     phone.locator("#budget-bytes").tap(position={"x": 5, "y": 20})
-    assert "at most 1 byte" in phone.locator(".slider").inner_text()
+    assert "at most 1 byte" in phone.locator("label").inner_text()
     assert phone.evaluate("state()") != still
 
 
