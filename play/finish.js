@@ -5,7 +5,7 @@
 (async () => {
   const [BLACK, BLANK] = [1, UNKNOWN]; // a pixel of the page; 0 is white, and 3 a hole
   const TIP = [[0, 0], [1, 0], [0, 1], [1, 1]]; // pixels under the pen
-  const FRAME = 50; // milliseconds for a pass
+  const FRAME = 50; // milliseconds for a round
   const MOST = 2; // nats of surprise that have the full colour
   const KEPT = 6; // endings that stay in sight
 

@@ -42,9 +42,10 @@
   function follow(now) {
     if (started === null) return;
     const legs = Math.max(now - started, 0) / LEG; // a frame may be older than the touch
-    const [from, to] = [0, 1].map((more) => medians[TOUR[Math.floor(legs + more) % TOUR.length]]);
+    const from = Math.floor(legs) % TOUR.length;
+    const to = (from + 1) % TOUR.length;
     const share = (1 - Math.cos(Math.PI * (legs % 1))) / 2; // slow at both ends
-    show(mix(from, to, share));
+    show(mix(medians[TOUR[from]], medians[TOUR[to]], share));
     requestAnimationFrame(follow);
   }
 
