@@ -63,6 +63,11 @@ function state() {
   return document.querySelector("article").innerText + canvases + buttons;
 }
 
+/** The endings that are in sight, the latest first. */
+function endings() {
+  return [...element("finish-before").children].map((small) => small.toDataURL());
+}
+
 const described = (elements) => elements.map((e) => e.outerHTML.slice(0, 80));
 
 function smallTargets() {
