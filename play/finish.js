@@ -5,7 +5,7 @@
 (async () => {
   const [BLACK, BLANK] = [1, UNKNOWN]; // a pixel of the page; 0 is white, and 3 a hole
   const TIP = [[0, 0], [1, 0], [0, 1], [1, 1]]; // pixels under the pen
-  const FRAME = 50; // milliseconds for a pass
+  const FRAME = 50; // milliseconds for a round
   const MOST = 2; // nats of surprise that have the full colour
   const KEPT = 6; // endings that stay in sight
 
@@ -14,7 +14,8 @@
   const pens = [...element("finish-pens").querySelectorAll("[data-pen]")];
   const testImages = unpackImages();
 
-  let page; // what was drawn
+  const pages = []; // what was drawn, after each stroke
+  let page; // the same now
   let image; // the same with its ending
   let pen = BLACK;
   let asked = null; // a class, or any
@@ -32,6 +33,7 @@
   }
 
   function show() {
+    element("finish-hint").hidden = image.includes(BLACK);
     const facts = given();
     paint(canvas, (i) => {
       if (facts[i] === UNKNOWN) return image[i] === BLACK ? DRAWN : OPEN;
@@ -46,15 +48,6 @@
     show();
   }, FRAME);
 
-  function showClasses(posterior) {
-    [...element("finish-classes").children].forEach((button, label) => {
-      const percent = Math.round(100 * posterior[label]);
-      button.querySelector("span").textContent = `${percent} %`;
-      button.querySelector("i").style.width = `${percent}%`;
-      button.setAttribute("aria-pressed", label === asked);
-    });
-  }
-
   /** A class, drawn from its probabilities. */
   function drawClass(posterior) {
     let u = Math.random();
@@ -65,57 +58,86 @@
     const small = make("canvas", "", "digit");
     small.width = small.height = SIDE;
     paintInk(small, image);
-    element("finish-before").prepend(small);
-    element("finish-before").children[KEPT]?.remove();
+    const before = element("finish-before");
+    const isCopy = [...before.children].some((old) => old.toDataURL() === small.toDataURL());
+    if (!isCopy) before.prepend(small);
+    before.children[KEPT]?.remove();
   }
 
-  function sayWhatHappened(facts, steps) {
+  function sayWhatHappened(facts, rounds) {
     const first = givenFirst(facts);
     const unknown = facts.filter((pixel) => pixel === UNKNOWN).length;
     const nats = judged.surprise.reduce((sum, value) => sum + value, 0).toFixed(1);
-    const known = first ? `The first ${first} pixels are known and cost ${nats} nats.` : "Nothing is known yet.";
     const exact = first + unknown === PIXELS;
-    const note = exact
-      ? "An exact draw."
-      : "Not an exact draw: what you know below a hole was put in place, and the hole drawn without it.";
-    const drawn = `${unknown} pixels were drawn in ${steps} passes. ${note}`;
-    say("finish-now", `${known} ${unknown ? drawn : "Nothing is left to draw."}`);
+    element("finish-details").textContent =
+      `Given first: ${count(first, "pixel")}, a surprise of ${nats} nats. Drawn: ${count(unknown, "pixel")}, ` +
+      `in ${count(rounds, "round")}. ${exact ? "An exact draw." : "Not an exact draw."}`;
+
+    const added = image.some((pixel, i) => facts[i] === UNKNOWN && pixel === BLACK);
+    if (added) keep();
+    if (!exact) say("finish-now", "It filled the hole without looking at what is below it.");
+    else if (added) say("finish-now", "Black was given. Blue is its ending.");
+    else say("finish-now", "You drew it all; leave the bottom empty.");
+  }
+
+  /** Probabilities of the classes, from what is known; each is shown on its key. */
+  function bet(facts) {
+    judged = judge(made, known(facts), givenFirst(facts));
+    const posterior = judged.logPosterior.map(Math.exp);
+    [...element("finish-classes").children].forEach((button, label) => {
+      const percent = Math.round(100 * posterior[label]);
+      button.querySelector("span").textContent = `${percent} %`;
+      button.querySelector("i").style.width = `${percent}%`;
+      button.setAttribute("aria-pressed", label === asked);
+    });
+    return posterior;
   }
 
   function finish() {
     const facts = given();
-    judged = judge(made, known(facts), givenFirst(facts));
-    const posterior = judged.logPosterior.map(Math.exp);
-    showClasses(posterior);
-
+    const posterior = bet(facts);
     const u = Float32Array.from(facts, Math.random);
     const images = passes(made, u, facts, asked ?? drawClass(posterior));
-    play(images, () => {
-      keep();
-      sayWhatHappened(facts, images.length);
-    });
+    play(images, () => sayWhatHappened(facts, images.length));
+  }
+
+  /** Go on with a page: a blank one waits for a stroke. */
+  function turnTo(next) {
+    page = next;
+    last = null;
+    pages.push(page.slice());
+    if (page.includes(BLACK)) return finish();
+    bet(given());
+    play([page]);
+    say("finish-now", "Draw the top of a digit.");
+  }
+
+  function setMapped(on) {
+    mapped = on;
+    element("finish-surprise").setAttribute("aria-pressed", on);
+    show();
   }
 
   /** Draw from the last place of the pen to this one, in pixels. */
-  function stroke([column, row]) {
-    const [fromColumn, fromRow] = last ?? [column, row];
-    const steps = Math.max(Math.abs(column - fromColumn), Math.abs(row - fromRow), 1);
+  function stroke(to) {
+    const from = last ?? to;
+    const steps = Math.max(1, ...to.map((v, i) => Math.abs(v - from[i])));
     for (let step = 0; step <= steps; step++) {
-      const [x, y] = mix([fromColumn, fromRow], [column, row], step / steps).map(Math.round);
+      const [x, y] = mix(from, to, step / steps).map(Math.round);
       for (const [right, down] of TIP) {
         if (x + right < SIDE && y + down < SIDE) page[(y + down) * SIDE + x + right] = pen;
       }
     }
-    last = [column, row];
+    last = to;
+    image = page;
+    setMapped(false);
     play([page]);
   }
 
+  const blank = () => turnTo(new Uint8Array(PIXELS).fill(BLANK));
+
   /** The upper half of the next test image. */
-  function half() {
-    page = testImages[next].slice().fill(BLANK, PIXELS / 2);
-    next = (next + 1) % testImages.length;
-    finish();
-  }
+  const half = () => turnTo(testImages[next++ % testImages.length].slice().fill(BLANK, PIXELS / 2));
 
   function moveCursor([right, down]) {
     cursor = [cursor[0] + right, cursor[1] + down].map((v) => Math.min(Math.max(v, 0), SIDE - 2));
@@ -131,18 +153,14 @@
     stroke(pixelAt(event));
   });
   canvas.addEventListener("pointermove", (event) => last && stroke(pixelAt(event)));
-  for (const kind of ["pointerup", "pointercancel"]) {
-    canvas.addEventListener(kind, () => {
-      if (last) finish();
-      last = null;
-    });
-  }
+  canvas.addEventListener("lostpointercapture", () => turnTo(page));
   canvas.addEventListener("keydown", (event) => {
     if (ARROWS[event.key]) moveCursor(ARROWS[event.key]);
-    else if (event.key === " ") stroke(cursor);
-    else if (event.key === "Enter") finish();
+    else if (event.key === " ") {
+      stroke(cursor);
+      turnTo(page);
+    } else if (event.key === "Enter") finish();
     else return;
-    last = null;
     event.preventDefault();
   });
 
@@ -161,16 +179,11 @@
     });
     element("finish-classes").append(button);
   }
-  element("finish-surprise").addEventListener("click", (event) => {
-    mapped = turn(event.currentTarget);
-    show();
-  });
+  element("finish-surprise").addEventListener("click", () => setMapped(!mapped));
   element("finish-another").addEventListener("click", finish);
   element("finish-half").addEventListener("click", half);
-  element("finish-blank").addEventListener("click", () => {
-    page = new Uint8Array(PIXELS).fill(BLANK);
-    finish();
-  });
+  element("finish-blank").addEventListener("click", blank);
+  element("finish-undo").addEventListener("click", () => turnTo(pages.splice(-2)[0])); // the last is of now
 
   showCost(WEIGHTS.made);
   moveCursor([0, 0]);

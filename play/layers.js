@@ -143,9 +143,7 @@ class Made {
 }
 
 /** `given` without what is unknown, which becomes white. */
-function known(given) {
-  return given.map((pixel) => (pixel === UNKNOWN ? 0 : pixel));
-}
+const known = (given) => given.map((pixel) => (pixel === UNKNOWN ? 0 : pixel));
 
 /**
  * Guess and correct: all images, from what is given to the fixed point, where a pass changes nothing.

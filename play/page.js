@@ -8,9 +8,15 @@ const DRAWN = [26, 86, 196]; // ink of the network
 const OPEN = [225, 232, 246]; // paper that is still to be drawn on
 const QUIET = 1000; // milliseconds, at least, from one announcement to the next
 
+const NATS_OF_A_BYTE = 8 * Math.log(2);
+
 const stillness = matchMedia("(prefers-reduced-motion: reduce)");
 
 const element = (id) => document.getElementById(id);
+
+/** A number of things: 1 byte, 2 bytes. */
+const count = (n, thing) => `${n} ${thing}${n === 1 ? "" : "s"}`;
+const inBytes = (nats) => `${(nats / NATS_OF_A_BYTE).toFixed(1)} bytes`;
 
 /** What lies between two colours, or places: share 0 is the first. */
 const mix = (first, second, share) => first.map((v, i) => v + (second[i] - v) * share);
@@ -38,11 +44,12 @@ function make(tag, text = "", kind = "") {
   return made;
 }
 
-/** Show facts as a list: pairs of a name and a text; with `wide`, on a line of its own. */
+/** Show facts as a list: a name, a text and perhaps a warning. */
 function showFacts(list, facts) {
-  const items = facts.map(([name, text, wide]) => {
-    const item = make("div", "", wide ? "wide" : "");
-    item.append(make("dt", name), make("dd", text));
+  const items = facts.map(([name, text, warning]) => {
+    const item = make("div");
+    item.append(make("dt", name), make("dd", text, warning ? "warning" : ""));
+    if (warning) item.append(make("dd", warning, "warning"));
     return item;
   });
   list.replaceChildren(...items);
@@ -72,12 +79,13 @@ function player(show, milliseconds) {
   let latest;
   return async (frames, finished) => {
     latest = frames;
-    for (const frame of frames) {
+    let frame;
+    for (frame of frames) {
       show(frame);
       if (!stillness.matches) await new Promise((next) => setTimeout(next, milliseconds));
       if (latest !== frames) return;
     }
-    finished?.();
+    finished?.(frame);
   };
 }
 
@@ -90,13 +98,6 @@ function place(event, canvas) {
 }
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-
-/** Turn a button that is on or off; returns whether it is on now. */
-function turn(button, state = "aria-pressed") {
-  const on = button.getAttribute(state) !== "true";
-  button.setAttribute(state, on);
-  return on;
-}
 
 /** A row of the table of what eight bits cost. */
 function showCost({ cost }) {

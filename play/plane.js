@@ -1,19 +1,21 @@
 "use strict";
 
-// The plane: a code of two numbers under the pointer, and what it decodes to.
+// The map: a code of two numbers under the pointer, and what it decodes to.
 
 (async () => {
-  const EDGE = 2.4; // the plane is drawn from −EDGE to EDGE
+  const EDGE = 2.4; // the map is drawn from −EDGE to EDGE
   const GRID = 17; // digits across and down
   const FAINT = 0.3; // their ink
   const STEP = 0.1; // of an arrow key
+  const ASIDE = { 4: [0.45, 0], 5: [-0.5, 0], 9: [-0.4, 0.2] }; // numbers that would hide another
+  const TOUR = [0, 6, 2, 3, 5, 8, 1, 7, 9, 4]; // of the path, from each class to a near one
   const LEG = 1800; // milliseconds from one class to the next
 
   const { medians } = WEIGHTS.plane;
   const decoder = new Decoder(await unpack(WEIGHTS.plane));
   const map = element("plane-map");
   const path = element("plane-path");
-  let code = medians[0];
+  let code = medians[TOUR[0]];
   let started = null; // when the path began, if it is followed
 
   /** Where a code is on the map, each from 0 to 1. */
@@ -34,21 +36,22 @@
     put(element("plane-marker"), z);
     const [first, second] = z.map((value) => value.toFixed(2).replace("-", "−"));
     element("plane-now").textContent =
-      `At (${first}, ${second}). The nearest mark is ${nearestClass(z)}.`;
+      `The two numbers: ${first} and ${second}. Nearest circle: ${nearestClass(z)}.`;
   }
 
   function follow(now) {
     if (started === null) return;
     const legs = Math.max(now - started, 0) / LEG; // a frame may be older than the touch
-    const from = Math.floor(legs) % medians.length;
+    const from = Math.floor(legs) % TOUR.length;
+    const to = (from + 1) % TOUR.length;
     const share = (1 - Math.cos(Math.PI * (legs % 1))) / 2; // slow at both ends
-    show(mix(medians[from], medians[(from + 1) % medians.length], share));
+    show(mix(medians[TOUR[from]], medians[TOUR[to]], share));
     requestAnimationFrame(follow);
   }
 
   function setPath(on) {
     started = on ? performance.now() : null;
-    path.setAttribute("aria-pressed", on);
+    path.textContent = on ? "Pause" : "Play";
     if (on) requestAnimationFrame(follow);
   }
 
@@ -69,14 +72,20 @@
       context.putImageData(digit, column * SIDE, row * SIDE);
     }
   }
+  [context.strokeStyle, context.lineWidth] = ["#1a56c4", 3];
+  context.beginPath();
   medians.forEach((median, label) => {
+    const spot = add(median, ASIDE[label] ?? [0, 0]);
+    context.moveTo(across(median[0]) * map.width, across(-median[1]) * map.height);
+    context.lineTo(across(spot[0]) * map.width, across(-spot[1]) * map.height);
     const mark = make("span", label);
-    put(mark, median);
+    put(mark, spot);
     element("plane-labels").append(mark);
   });
+  context.stroke();
 
   for (const kind of ["pointerdown", "pointermove"]) {
-    map.addEventListener(kind, (event) => {
+    map.parentElement.addEventListener(kind, (event) => {
       const [x, y] = place(event, map);
       go([(2 * x - 1) * EDGE, (1 - 2 * y) * EDGE]);
     });

@@ -51,7 +51,8 @@ function answers(act) {
 function moveOverPlane() {
   const map = element("plane-map");
   const { left, top, width } = map.getBoundingClientRect();
-  const at = { clientX: left + Math.random() * width, clientY: top + Math.random() * width };
+  const [x, y] = [left + Math.random() * width, top + Math.random() * width];
+  const at = { clientX: x, clientY: y, bubbles: true };
   return answers(() => map.dispatchEvent(new PointerEvent("pointermove", at)));
 }
 
@@ -62,10 +63,15 @@ function state() {
   return document.querySelector("article").innerText + canvases + buttons;
 }
 
+/** The endings that are in sight, the latest first. */
+function endings() {
+  return [...element("finish-before").children].map((small) => small.toDataURL());
+}
+
 const described = (elements) => elements.map((e) => e.outerHTML.slice(0, 80));
 
 function smallTargets() {
-  const targets = [...document.querySelectorAll("a, button, input, canvas[tabindex]")];
+  const targets = [...document.querySelectorAll("a, button, input, summary, canvas[tabindex]")];
   const least = (e) => Math.min(e.getBoundingClientRect().width, e.getBoundingClientRect().height);
   return described(targets.filter((e) => least(e) < 44));
 }

@@ -4,7 +4,7 @@ What needs a browser is skipped where there is none (see `page` in conftest.py).
 """
 
 import re
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -17,7 +17,8 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobil
 SOFT = {"color_scheme": "dark", "reduced_motion": "reduce"}
 MOST_BYTES, MOST_LINES = 5_000_000, 900
 KEYS = {"plane-map": "ArrowRight", "plane-path": "Enter", "finish-page": "Space"}
-KEYS |= {"finish-another": "Enter", "finish-half": "Space", "finish-surprise": "Enter"}
+KEYS |= {"finish-undo": "Enter", "finish-another": "Enter", "finish-half": "Space"}
+KEYS |= {"finish-surprise": "Enter"}
 KEYS |= {"leak-switch": "Space", "leak-next": "Enter", "budget-bytes": "ArrowRight"}
 
 
@@ -34,7 +35,7 @@ def opened(page):
     page.on("pageerror", lambda it: page.wrong.append(str(it)))
     page.on("request", lambda it: page.asked.append(it.url))
     page.goto((FOLDER / "index.html").as_uri())
-    wait_for(page, "finish-now", "exact")
+    wait_for(page, "finish-details", "An exact draw")
     wait_for(page, "leak-now", "came back")
     page.add_script_tag(path=ROOT / "tests" / "play.js")
     return page
@@ -170,7 +171,9 @@ def test_by_mouse(desktop):
     digit = "document.getElementById('plane-digit').toDataURL()"
     moving = desktop.evaluate(digit)
     desktop.wait_for_function(f"old => {digit} !== old", arg=moving)  # along the path
-    desktop.locator("#plane-map").hover(position={"x": 100, "y": 60})
+    desktop.locator("#plane-map").scroll_into_view_if_needed()
+    box = desktop.locator("#plane-map").bounding_box()
+    desktop.mouse.move(box["x"] + 100, box["y"] + 60)
     rested = desktop.evaluate(digit)
     desktop.wait_for_timeout(200)
     assert desktop.evaluate(digit) == rested
@@ -182,16 +185,19 @@ def test_by_mouse(desktop):
     desktop.mouse.down()
     desktop.mouse.move(left + 0.3 * box["width"], row)
     desktop.mouse.up()
-    wait_for(desktop, "finish-now", "The first 273 pixels")  # to the end of the stroke, in row 10
+    wait_for(desktop, "finish-details", "Given first: 273 pixels")  # to the end of the stroke
     desktop.locator("[data-pen='3']").click()
     desktop.mouse.click(left, row)
-    wait_for(desktop, "finish-now", "Not an exact draw")
+    wait_for(desktop, "finish-now", "without looking at what is below")
+    wait_for(desktop, "finish-details", "Not an exact draw")
 
-    for after in ("wrong", "came back"):
+    cheats = "something cheats"  # and the file of the first image is flooded
+    for after, warned in (("had run out", True), ("came back", False)):
         desktop.locator("#leak-switch").click()
         wait_for(desktop, "leak-now", after)
+        assert (cheats in desktop.locator("#leak-average").inner_text()) == warned
     desktop.locator("#budget-bytes").fill("9")
-    assert "at most 9 bytes" in desktop.locator(".slider").inner_text()
+    assert "at most 9 bytes" in desktop.locator("label").inner_text()
 
 
 def test_by_touch_and_without_motion(phone):
@@ -199,15 +205,65 @@ def test_by_touch_and_without_motion(phone):
     phone.wait_for_timeout(300)
     assert phone.evaluate("state()") == still
     phone.locator("#plane-map").tap(position={"x": 60, "y": 60})
-    phone.locator("#finish-page").tap(position={"x": 150, "y": 200})
-    assert "The first 4" in phone.locator("#finish-now").inner_text()
+    phone.locator("#finish-page").tap(position={"x": 130, "y": 140})
+    wait_for(phone, "finish-details", "Given first: 4")
     phone.locator("#finish-classes button").nth(8).tap()
     assert phone.locator("#finish-classes [aria-pressed=true]").inner_text()[0] == "8"
     phone.locator("#leak-switch").tap()
     wait_for(phone, "leak-now", "wrong")
     phone.locator("#budget-bytes").tap(position={"x": 5, "y": 20})
-    assert "at most 1 byte" in phone.locator(".slider").inner_text()
+    assert "at most 1 byte" in phone.locator("label").inner_text()
     assert phone.evaluate("state()") != still
+
+
+def test_a_blank_page_waits_and_a_stroke_can_be_undone(phone):
+    canvas = "document.getElementById('finish-page').toDataURL()"
+    phone.locator("#finish-blank").tap()
+    blank = phone.evaluate(canvas)
+    assert phone.locator("#finish-hint").is_visible()
+    phone.locator("#finish-page").tap(position={"x": 130, "y": 50})
+    assert not phone.locator("#finish-hint").is_visible()
+    phone.locator("#finish-undo").tap()
+    assert phone.evaluate(canvas) == blank
+
+    phone.locator("#finish-surprise").tap()
+    assert phone.locator("#finish-legend").is_visible()
+    kept = phone.evaluate("endings()")
+    phone.locator("#finish-page").tap(position={"x": 130, "y": 271})  # the last pixels
+    assert not phone.locator("#finish-legend").is_visible()
+    wait_for(phone, "finish-now", "You drew it all")
+    phone.locator("#finish-another").tap()
+    assert phone.evaluate("endings()") == kept
+
+    phone.evaluate("random = Math.random; Math.random = () => 0.5")  # the same ending again
+    phone.locator("#finish-half").tap()
+    before = phone.evaluate("endings()")
+    phone.locator("#finish-another").tap()
+    assert phone.evaluate("endings()") == before and len(set(before)) == len(before)
+    phone.evaluate("Math.random = random")
+
+
+def test_a_phone_can_show_and_scroll_it(phone):
+    box = {name: phone.locator(f"#{name}").bounding_box() for name in ("finish-page", "plane-map")}
+    keys = phone.locator("#finish-classes").bounding_box()
+    assert keys["y"] + keys["height"] - box["finish-page"]["y"] < 844
+    assert all(min(b["x"], 390 - b["x"] - b["width"]) >= 44 for b in box.values())
+    style = "id => getComputedStyle(document.getElementById(id)).touchAction"
+    touch = {name: phone.evaluate(style, name) for name in ("plane-map", "plane-marker")}
+    assert touch == {"plane-map": "pan-y", "plane-marker": "none"}  # the ring goes everywhere
+
+    marks = [mark.bounding_box() for mark in phone.locator("#plane-labels span").all()]
+    middles = [torch.tensor([mark["x"], mark["y"]]) for mark in marks]
+    gaps = [(a - b).norm() for a, b in combinations(middles, 2)]
+    assert min(gaps) > marks[0]["width"]  # no number hides another
+
+    budget = [phone.locator(f"#budget-{part}").bounding_box() for part in ("picture", "facts")]
+    assert budget[1]["y"] + budget[1]["height"] - budget[0]["y"] < 600  # seen while one drags
+
+
+def test_links_keep_the_page_open(phone):
+    links = phone.evaluate("[...document.links].map(link => link.target)")
+    assert links and set(links) == {"_blank"}
 
 
 def test_by_keyboard_alone(phone):
