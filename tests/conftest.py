@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,8 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("tools", "benchmarks")]
 
 from definitions import definitions  # noqa: E402
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+SCREEN = {"width": 1280, "height": 1000}
 LONGEST = "test_browser.py", "test_runs.py"  # they take longest, and begin first
 NOTEBOOKS = sorted(ROOT.glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -143,6 +146,19 @@ def whole(tmp_path_factory):
         return Whole(folder, here, said.getvalue())
 
     return run
+
+
+@pytest.fixture(scope="module")
+def page():
+    """A page of a Chromium or Chrome of the system, empty."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the PATH")
+    with playwright.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium.new_page(viewport=SCREEN)
+        chromium.close()
 
 
 @pytest.fixture(autouse=True)

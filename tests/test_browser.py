@@ -19,12 +19,11 @@ import nbformat
 import papermill
 import pytest
 from bs4 import BeautifulSoup
-from conftest import ROOT, SMALL, each_notebook, is_folded, values
+from conftest import ROOT, SCREEN, SMALL, each_notebook, is_folded, values
 from run import select
 
 STEMS = "Basic_VAE", "MADE", "Lagrangian_VAE"
 BASIC = ROOT / "Basic_VAE.ipynb"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FINISHED = """() => {
     const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputArea .jp-InputPrompt")];
     return prompts.every(p => /^\\[\\d+\\]:$/.test(p.textContent.trim()))
@@ -42,24 +41,7 @@ BROKEN = """() => [...document.images].filter(e => !e.naturalWidth).map(e => e.s
 # The theme lets the column of text scroll, too, if something in it is too wide.
 WIDTHS = """() => [document.scrollingElement, document.querySelector(".content")]
     .map(e => e.scrollWidth)"""
-SCREEN, PHONE = {"width": 1280, "height": 1000}, {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def page():
-    """A page of a Chromium or Chrome of the system, empty."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the PATH")
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        page = chromium.new_page(viewport=SCREEN)
-        # Whatever JupyterLab asks when it starts (which kernel, say), its own proposal is right.
-        dialog = page.locator(".jp-Dialog")
-        page.add_locator_handler(dialog, lambda it: it.locator(".jp-mod-accept").click())
-        yield page
-        chromium.close()
+PHONE = {"width": 390, "height": 844}
 
 
 def count_formulas(path):
@@ -128,6 +110,9 @@ def test_in_jupyterlab_basic_vae_reads_well_runs_from_the_menu_and_its_widget_re
 ):
     """With the weights of its whole run, on the pretended GPU: the numbers are the same, and nothing trains."""
     playwright = pytest.importorskip("playwright.sync_api")
+    # Whatever JupyterLab asks when it starts (which kernel, say), its own proposal is right.
+    dialog = page.locator(".jp-Dialog")
+    page.add_locator_handler(dialog, lambda it: it.locator(".jp-mod-accept").click())
     page.goto(f"{lab}/{BASIC.name}?reset&token=reader")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
     formulas = page.locator(".jp-MarkdownOutput mjx-container")
