@@ -259,7 +259,7 @@ def to_nats(seed, what, share):
     torch.manual_seed(seed)
     begin = time.perf_counter()
     if notebook == "MADE":
-        model, _ = made(names, lambda model: None, share)
+        model, _ = made(names, lambda model: 0, share)
     else:
         model = learned_prior(names)
     took = time.perf_counter() - begin

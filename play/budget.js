@@ -36,12 +36,12 @@
   for (const { images, weight, bound, picture } of others) {
     const sheet = make("img", "", "sheet");
     sheet.src = picture;
-    sheet.alt = `${images}: originals; below, what comes back by weight, and by limit`;
-    const byWeight = `by weight: ${weight.rate.toFixed(2)} bytes`;
+    sheet.alt = `${images}: originals; below, what comes back by one strictness, and by limit`;
+    const byWeight = `one strictness: ${weight.rate.toFixed(2)} bytes`;
     const byBound = `by limit: ${bound.rate.toFixed(2)} bytes (strictness ${bound.price.toFixed(2)})`;
 
     const [card, rows, names] = [make("div"), make("div", "", "rows"), make("div", "", "names")];
-    names.append(...["original", "back by weight", "back by limit"].map((name) => make("span", name)));
+    names.append(...["original", "one strictness", "limit"].map((name) => make("span", name)));
     rows.append(names, sheet);
     card.append(make("h4", images), rows);
     card.append(...bar(byWeight, weight.rate, "weight"), ...bar(byBound, bound.rate, "bound"));
@@ -52,7 +52,7 @@
   const least = Math.min(...others.map(({ weight }) => weight.rate)).toFixed(1);
   element("budget-verdict").textContent =
     `By limit, ${kept} of ${others.length} stay within three bytes, each with a strictness of its own. ` +
-    `By weight, some take only ${least}: most of what was allowed stays unused.`;
+    `With one strictness, one takes only ${least}: most of what was allowed stays unused.`;
   slider.addEventListener("input", () => {
     show();
     announce(`${element("budget-asked").textContent}. ${element("budget-now").textContent}`);

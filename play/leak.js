@@ -30,7 +30,7 @@
     paintInk(element("leak-prediction"), probabilities);
     showFacts(element("leak-average"), [
       ["score", inBytes(cost.after), cost.after < floor && CHEAT],
-      ["least possible", inBytes(floor)],
+      ["least possible, on average", inBytes(floor)],
     ]);
     showFacts(element("leak-this"), [
       ["promised", inBytes(nats)],

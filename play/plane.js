@@ -10,11 +10,11 @@
   const ASIDE = { 4: [0.45, 0], 5: [-0.5, 0], 9: [-0.4, 0.2] }; // numbers that would hide another
   const TOUR = [0, 6, 2, 3, 5, 8, 1, 7, 9, 4]; // of the path, from each class to a near one
   const LEG = 1800; // milliseconds from one class to the next
+  const CATCH = 0.2; // a touch so near a number is at its spot
 
   const { medians } = WEIGHTS.plane;
   const decoder = new Decoder(await unpack(WEIGHTS.plane));
-  const map = element("plane-map");
-  const path = element("plane-path");
+  const [map, path] = [element("plane-map"), element("plane-path")];
   let code = medians[TOUR[0]];
   let started = null; // when the path began, if it is followed
 
@@ -74,11 +74,11 @@
   }
   [context.strokeStyle, context.lineWidth] = ["#1a56c4", 3];
   context.beginPath();
+  const spots = medians.map((median, label) => add(median, ASIDE[label] ?? [0, 0]));
   medians.forEach((median, label) => {
-    const spot = add(median, ASIDE[label] ?? [0, 0]);
+    const [spot, mark] = [spots[label], make("span", label)];
     context.moveTo(across(median[0]) * map.width, across(-median[1]) * map.height);
     context.lineTo(across(spot[0]) * map.width, across(-spot[1]) * map.height);
-    const mark = make("span", label);
     put(mark, spot);
     element("plane-labels").append(mark);
   });
@@ -87,7 +87,9 @@
   for (const kind of ["pointerdown", "pointermove"]) {
     map.parentElement.addEventListener(kind, (event) => {
       const [x, y] = place(event, map);
-      go([(2 * x - 1) * EDGE, (1 - 2 * y) * EDGE]);
+      const z = [(2 * x - 1) * EDGE, (1 - 2 * y) * EDGE];
+      const touched = spots.findIndex((s) => Math.hypot(s[0] - z[0], s[1] - z[1]) < CATCH);
+      go(kind === "pointerdown" && touched >= 0 ? medians[touched] : z);
     });
   }
   map.addEventListener("keydown", (event) => {

@@ -1,6 +1,7 @@
 """The experiments: rows that are kept, tables that are made from them, rules that move a price."""
 
 import json
+import math
 
 import answers
 import constraints
@@ -112,6 +113,12 @@ def test_a_racer_trains_and_its_watch_shows_falling_nats(few, monkeypatch, noteb
     assert list(seconds) == sorted(seconds) and row["epochs"] > 0
     key = next(iter(nats[0]))
     assert nats[-1][key] < nats[0][key]
+
+
+@pytest.mark.parametrize("what", race.TO_NATS)
+def test_seconds_to_so_many_nats_come_with_the_nats(few, what):
+    row = race.to_nats(0, what, 1.0)
+    assert row["training"] > 0 and 0 < row["NLL"] < 784 * math.log(2)
 
 
 def test_flips_that_are_averaged_have_the_loss_of_grey_levels_and_less_noise(few):

@@ -301,6 +301,12 @@ def test_everyone_can_use_it(desktop, phone):
     assert gaps and min(gaps) > 990
 
 
+def test_a_number_that_is_touched_is_at_its_spot(phone):
+    for label, mark in enumerate(phone.locator("#plane-labels span").all()):
+        mark.tap(force=True)
+        assert phone.inner_text("#plane-now").endswith(f"Nearest circle: {label}.")
+
+
 def test_nothing_went_wrong_and_nothing_was_asked_for(desktop, phone):
     for page in (desktop, phone):
         assert page.wrong == []
