@@ -19,6 +19,14 @@ def test_the_tables_of_the_pages_are_those_of_the_rows():
         assert tables.with_tables(text) == text, "make tables"
 
 
+def test_what_was_transcribed_stands_in_a_page_and_hides_behind_no_other_table():
+    lines = (tables.ROWS / "transcribed.jsonl").read_text(encoding="utf-8").splitlines()
+    names = {json.loads(line)["table"] for line in lines}
+    pages = "".join(page.read_text(encoding="utf-8") for page in tables.PAGES)
+    assert not names & set(tables.MADE)
+    assert all(pages.count(f"<!-- {name} -->") == 1 for name in names)
+
+
 @pytest.mark.parametrize("question", [answers, constraints, masks, race], ids=lambda m: m.__name__)
 def test_every_row_belongs_to_a_job_and_every_job_has_a_name_of_its_own(question):
     names = [job.name for job in question.jobs()]
