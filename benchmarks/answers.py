@@ -9,6 +9,7 @@ drawn are kept in build/answers/, from which `make tables` makes the pictures.
 """
 
 import math
+import time
 from statistics import NormalDist
 
 import masks
@@ -667,6 +668,33 @@ def a_threshold(seed, kind):
     }
 
 
+def larger_images(seed, side):
+    """The VAE of Basic_VAE on images that are enlarged to side × side pixels."""
+    names = book("Basic_VAE")
+
+    def enlarged(images):
+        grey = images.view(-1, 1, 28, 28).float()
+        return F.interpolate(grey, size=side, mode="bilinear").flatten(1).round().byte()
+
+    images, labels = names["train_data"]
+    names["train_data"] = [enlarged(images), labels]
+    sizes = names["LATENT_DIM"], names["ENCODER"], names["DECODER"]
+    model = names["VAE"](*sizes, pixels=side * side).to(device)
+    begin = time.perf_counter()
+    train_vae(names, model, names["vae_terms"])
+    seconds = (time.perf_counter() - begin) / EPOCHS
+    x = names["binarise"](enlarged(names["validation_images"]), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        distortion, rate = (t.mean().item() for t in names["vae_terms"](model, x.to(device)))
+    return {
+        "images": f"{side} × {side}",
+        "weights": f"{sum(p.numel() for p in model.parameters()):,}",
+        "seconds an epoch": f"{seconds:.1f}",
+        "distortion": f"{distortion:.1f}",
+        "rate": f"{rate:.1f}",
+    }
+
+
 BETAS = (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
 AVERAGES = ("sum, sum", "mean over pixels, sum over dimensions")
 AVERAGES += ("mean over pixels, mean over dimensions",)
@@ -702,6 +730,7 @@ EXERCISES = {  # the name of the argument, its values, and more seeds than 0 whe
     fewer_gaussians: ("components", (0, 1, 10, 30, 100)),
     warm_up: ("epochs", (0, 5, 15), SEEDS),
     a_threshold: ("kind", STRANGE),
+    larger_images: ("side", (28, 64)),
     told_the_class: ("told", (False, True), SEEDS),
 }
 BOUNDS = (88.0, 90.8, 95.0, 100.0)
