@@ -30,8 +30,8 @@ tables: .venv/run.stamp ## make the tables of benchmarks/ and docs/ from the row
 	$(VENV) benchmarks/tables.py
 
 bench: .venv/run.stamp ## race other people's recipes for the same time
-	$(VENV) benchmarks/race.py "ours"
-	$(VENV) benchmarks/race.py "race"
+	$(VENV) benchmarks/race.py ours --again --threads 1
+	$(VENV) benchmarks/race.py / --again --threads 1
 
 book: .venv/dev.stamp ## make an HTML book of the notebooks as they are, in build/book/html
 	$(VENV) tools/book.py

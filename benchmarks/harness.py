@@ -4,7 +4,8 @@ A file of this folder lists jobs for one question and ends with `main(jobs())`. 
 one row. `python benchmarks/FILE.py TEXT` runs the jobs that have TEXT in their name and no row yet; without TEXT, all.
 Rows are lines of benchmarks/rows/FILE.jsonl, with seed, commit, machine and seconds, so that a run can be interrupted
 and goes on. Of two rows of a job the later counts; one that is marked `transcribed` was measured earlier or elsewhere
-and written down, and its job may be run again. `--processes 2 --threads 1` runs two side by side; `--list` names jobs.
+and written down, and its job may be run again; `--again` runs the others again, too. `--list` names jobs, and
+`--processes 2 --threads 1` runs two side by side.
 With DATASET=KMNIST or FashionMNIST in front, a command measures that data, in a file of its own.
 """
 
@@ -128,9 +129,10 @@ def do(job, threads, folder):
     return row | {"seconds": row.get("seconds", seconds), "machine": machine()}
 
 
-def run(question, jobs, processes=1, threads=2):
-    """Run jobs that have no row yet, and append their rows."""
-    done = [name for name, row in read(question).items() if "transcribed" not in row]
+def run(question, jobs, processes=1, threads=2, again=False):
+    """Run jobs that have no row yet or, if asked, all of them again, and append their rows."""
+    measured = [name for name, row in read(question).items() if "transcribed" not in row]
+    done = [] if again else measured
     jobs, sha = [job for job in jobs if job.name not in done], commit()
     ROWS.mkdir(exist_ok=True)
     os.environ |= {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}  # of the processes to come
@@ -153,6 +155,7 @@ def main(jobs):
         "text", nargs="?", default="", help="run the jobs that have this in their name"
     )
     parser.add_argument("--list", action="store_true", help="name the jobs")
+    parser.add_argument("--again", action="store_true", help="also those that have a row")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     asked = parser.parse_args()
@@ -161,4 +164,4 @@ def main(jobs):
     if asked.list:
         print("\n".join(job.name for job in chosen))
     else:
-        run(question, chosen, asked.processes, asked.threads)
+        run(question, chosen, asked.processes, asked.threads, asked.again)

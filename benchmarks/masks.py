@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 SEEDS = (0, 1, 2)
+SHORT_EPOCHS, LONG_EPOCHS = 5, 40
 FLIPS = (1, 4, 16)  # draws of the target that are averaged
 
 
@@ -74,10 +75,10 @@ def unshared(names):
             pixels = len(self.mean)
             widths = (earlier, channels, channels, 1)
             shapes = [(pixels, *pair) for pair in pairwise(widths)]
-            bounds = [width**-0.5 for width in widths]  # as a library's layers begin
+            bounds = [width**-0.5 for width in widths[:-1]]  # as a library's layers begin
             self.weights = nn.ParameterList(
                 torch.empty(shape).uniform_(-bound, bound)
-                for shape, bound in zip(shapes, bounds, strict=False)
+                for shape, bound in zip(shapes, bounds, strict=True)
             )
             self.biases = nn.ParameterList(torch.zeros(pixels, 1, n) for n in widths[1:])
             nn.init.zeros_(self.weights[-1])  # it starts as a MADE
@@ -86,8 +87,9 @@ def unshared(names):
             image = (x - self.mean).unflatten(1, (28, 28))[:, None]
             windows = F.unfold(image, size, padding=size // 2)[:, :earlier]
             h = windows.permute(2, 0, 1)  # [pixels, N, earlier]
-            for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-                h = h @ weight + bias if i == 0 else F.silu(h) @ weight + bias
+            for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+                h = F.silu(h) if layer else h  # between layers
+                h = h @ weight + bias
             return super().forward(x, c) + h[..., 0].T
 
     return Unshared
@@ -131,10 +133,11 @@ def variant(seed, what, epochs):
     if what == "no direct connections":
         model = without_direct(model)
     before = gradient_variance(names, model)
-    distorted = names["DISTORTED"] if epochs > 10 and what != "never distorted" else 0.0
+    is_long = epochs == LONG_EPOCHS
+    distorted = names["DISTORTED"] if is_long and what != "never distorted" else 0.0
     train(names, model, epochs, grey=grey, distorted=distorted)
     row = {"what": what, "epochs": epochs, "NLL": nll(names, model).mean().item()}
-    if epochs > 10:
+    if is_long:
         row["test NLL"] = nll(names, model, "test_x").mean().item()
     return row | {"variance before": before, "variance after": gradient_variance(names, model)}
 
@@ -151,7 +154,7 @@ def jobs():
         Job(
             f"{epochs} epochs, {what}, seed {seed}", variant, seed, {"what": what, "epochs": epochs}
         )
-        for epochs, variants in ((5, SHORT), (40, LONG))
+        for epochs, variants in ((SHORT_EPOCHS, SHORT), (LONG_EPOCHS, LONG))
         for what in variants
         for seed in SEEDS
     ]

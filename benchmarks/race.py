@@ -1,7 +1,7 @@
 """Nats after the same seconds: the notebooks' trainings and other people's recipes; and seconds to so many nats.
 
     python benchmarks/race.py ours --threads 1    # first: the others get their seconds
-    python benchmarks/race.py race --threads 1
+    python benchmarks/race.py / --threads 1       # others, which have their authors' names
     python benchmarks/race.py nats --threads 2    # alone on the machine
 
 Ours are the notebooks' own functions. The recipes are written anew, with their authors' networks, optimisers, schedules
@@ -90,47 +90,59 @@ def made_in_random_order(names, watch, share):
     return made(names, watch, share, order)
 
 
-def lagrangian_vae(names, watch, share, prior=True):
-    """The start, and from it maximal information."""
-    prior = names["Mixture"](names["LATENT_DIM"], names["COMPONENTS"]) if prior else None
-    model = names["VAE"](names["LATENT_DIM"], names["ENCODER"], names["DECODER"], prior).to(device)
-    names["start"], names["FRONT_EPOCHS"] = model, round(share * names["FRONT_EPOCHS"])
-    rate, epochs = names["LEARNING_RATE"], round(share * names["EPOCHS"])
-    options = {"final": names["STILL"], "measure": watch_row(watch)}
-    training = names["Training"]("", model, names["adamw"](model, rate), epochs, **options)
+def start_of(names, prior, epochs, **options):
+    """The start of Lagrangian_VAE's large models, trained, where `onward` looks for it."""
+    sizes = names["LATENT_DIM"], names["ENCODER"], names["DECODER"]
+    model = names["VAE"](*sizes, prior).to(device)
+    optimizer, final = names["adamw"](model, names["LEARNING_RATE"]), names["STILL"]
+    training = names["Training"]("", model, optimizer, epochs, final=final, **options)
     names["fit_weighted"](training, 1.0)
+    names["start"] = model
+    return model
+
+
+def mixture(names):
+    """The learned prior, untrained."""
+    return names["Mixture"](names["LATENT_DIM"], names["COMPONENTS"])
+
+
+def with_bounds(names, watch, share, prior, spread=False):
+    """The start, and from it least distortion with a bound on −ELBO and, if asked, one on MMD²."""
+    epochs = round(share * names["EPOCHS"])
+    names["FRONT_EPOCHS"] = round(share * names["FRONT_EPOCHS"])
+    start = start_of(names, prior, epochs, measure=watch_row(watch))
 
     going = names["onward"]("", measure=watch_row(watch))
     bound = names["Multiplier"](names["EPSILON"] - names["AIM_BELOW"])
-    measure = names["ChangeFrom"]("-ELBO", names["validation_x"], model)
-    if "mismatch_here" in names:
-        both = bound, names["Multiplier"](1.0, speed=names["MMD_SPEED"])
-        names["fit_two_bounds"](going, *both, measure, names["mismatch_of_some"])
+    measure = names["ChangeFrom"]("-ELBO", names["validation_x"], start)
+    if spread:
+        second = names["Multiplier"](1.0, speed=names["MMD_SPEED"])
+        names["fit_two_bounds"](going, bound, second, measure, names["mismatch_of_some"])
     else:
         names["fit_bounded"](going, "distortion", "-ELBO", bound, measure)
     return going.model, epochs + names["FRONT_EPOCHS"]
 
 
-def learned_prior(names):
-    """The start, and from it β = 1: the model that the notebook scores."""
-    prior = names["Mixture"](names["LATENT_DIM"], names["COMPONENTS"])
-    model = names["VAE"](names["LATENT_DIM"], names["ENCODER"], names["DECODER"], prior).to(device)
-    optimizer = names["adamw"](model, names["LEARNING_RATE"])
-    start = names["Training"]("", model, optimizer, names["EPOCHS"], final=names["STILL"])
-    names["fit_weighted"](start, 1.0)
-    names["start"] = model
-    going = names["onward"]("")
-    names["fit_weighted"](going, 1.0)
-    return going.model
+def lagrangian_vae(names, watch, share):
+    """Maximal information."""
+    return with_bounds(names, watch, share, mixture(names))
 
 
 def problem_of_lagvae(names, watch, share):
     """Ours on lagvae's problem: 64 numbers a code, N(0, I), and its bound on its estimate of MMD²."""
-    names |= {"LATENT_DIM": 64, "MMD_BOUND": names["PUBLISHED_BOUND"], "mismatch_here": True}
+    names |= {"LATENT_DIM": 64, "MMD_BOUND": names["PUBLISHED_BOUND"]}
     names["squared_width"] = lambda d: d**2 / 2
     names["mmd"] = lambda z, variance: names["mmd_with_itself"](z, torch.randn_like(z), variance)
     names["MMD_IMAGES"] = names["PUBLISHED_BATCH"]
-    return lagrangian_vae(names, watch, share, prior=False)
+    return with_bounds(names, watch, share, None, spread=True)
+
+
+def learned_prior(names):
+    """The start, and from it β = 1: the model that the notebook scores."""
+    start_of(names, mixture(names), names["EPOCHS"])
+    going = names["onward"]("")
+    names["fit_weighted"](going, 1.0)
+    return going.model
 
 
 def watch_row(watch):

@@ -13,9 +13,9 @@ from statistics import mean, stdev
 import answers
 import matplotlib.pyplot as plt
 import torch
-from constraints import CASES, LONGER, METHODS, NATS_OF_A_BYTE, NEIGHBOURS, tuned
+from constraints import BYTES, CASES, LONGER, METHODS, NATS_OF_A_BYTE, NEIGHBOURS, tuned
 from harness import ROOT, ROWS, book, read
-from masks import SHORT
+from masks import SHORT, SHORT_EPOCHS
 from race import RACES
 from scipy.interpolate import PchipInterpolator
 
@@ -35,6 +35,7 @@ def table(rows):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+NATS = ("NLL", "−ELBO", "distortion", "rate")  # columns of the race
 BOOKKEEPING = ("job", "commit", "machine", "seconds", "transcribed", "seed")
 
 
@@ -62,24 +63,19 @@ def answer(exercise):
 
 def race():
     """All recipes at the end of their time."""
+    found = [row for row in read("race").values() if row["job"].startswith("race")]
+    found.sort(key=lambda row: list(RACES).index(row["notebook"]))
     rows = []
-    for row in read("race").values():
-        if row["job"].startswith("race"):
-            seconds, nats = row["points"][-1]
-            shown = {
-                "notebook": row["notebook"],
-                "recipe": row["recipe"] + ", a tenth" * (row["share"] < 1),
-                "seconds": f"{seconds:.0f}",
-                "epochs": f"{row['epochs']:.0f}",
-            }
-            shown |= {name: f"{nats[name]:.2f}" if name in nats else "" for name in NATS}
-            rows.append(shown)
-    order = list(RACES)
-    rows.sort(key=lambda row: order.index(row["notebook"]))
-    return table(rows) + sources([r for r in read("race").values() if r["job"].startswith("race")])
-
-
-NATS = ("NLL", "−ELBO", "distortion", "rate")
+    for row in found:
+        seconds, nats = row["points"][-1]
+        shown = {
+            "notebook": row["notebook"],
+            "recipe": f"{row['recipe']}, a tenth" if row["share"] < 1 else row["recipe"],
+            "seconds": f"{seconds:.0f}",
+            "epochs": f"{row['epochs']:.0f}",
+        }
+        rows.append(shown | {n: f"{nats[n]:.2f}" if n in nats else "" for n in NATS})
+    return table(rows) + sources(found)
 
 
 def minutes():
@@ -101,7 +97,7 @@ def minutes():
 
 def controls():
     """What each change of MADE costs after five epochs, with the same seed."""
-    found = [row for row in read("masks").values() if row["epochs"] == 5]
+    found = [row for row in read("masks").values() if row["epochs"] == SHORT_EPOCHS]
     at = {(row["what"], row["seed"]): row for row in found}
     rows = []
     for what in sorted({row["what"] for row in found}, key=SHORT.index):
@@ -141,7 +137,7 @@ def slopes():
             ratios = [slope / math.sqrt(low * high) for low, high, slope in pairs]
             shown |= {
                 f"between the weights, {part} images": f"{inside} of {len(pairs)}",
-                "slope / mean weight" + " " * (part == "training"): (
+                f"slope / mean weight, {part}": (
                     f"{mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
                 ),
             }
@@ -198,7 +194,7 @@ def multiplier():
     """The rates that the multiplier reached, and its last prices."""
     rows = []
     for case in CASES:
-        for size in (1, 3, 6):
+        for size in BYTES:
             found = [r for r in trials("multiplier") if r["case"] == case and r["bytes"] == size]
             rows.append(
                 {
@@ -234,7 +230,7 @@ def tuning():
 def picture():
     """Nats that were left unused, or were too many, of every trial."""
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), sharey=True, layout="constrained")
-    for axis, size in zip(axes, (1, 3, 6), strict=True):
+    for axis, size in zip(axes, BYTES, strict=True):
         for i, method in enumerate(METHODS):
             for case, marker in zip(CASES, "osv^", strict=True):
                 over = [

@@ -49,6 +49,8 @@ def test_jobs_that_have_a_row_are_not_run_again(tmp_path, monkeypatch):
     rows = harness.read("question")
     assert (rows["job 0"]["value"], rows["job 1"]["value"], rows["job 1"]["seed"]) == (9, 2, 1)
     assert rows["job 1"]["seconds"] >= 0 and "torch" in rows["job 1"]["machine"]
+    harness.run("question", jobs, threads=1, again=True)
+    assert harness.read("question")["job 0"]["value"] == 1
 
 
 @pytest.mark.parametrize("rule", constraints.RULES.values())
