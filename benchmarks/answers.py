@@ -9,12 +9,11 @@ drawn are kept in build/answers/, from which `make tables` makes the pictures.
 """
 
 import math
-import time
 from statistics import NormalDist
 
 import masks
 import torch
-from harness import ROOT, Job, book, device, main, trained
+from harness import ROOT, Job, book, device, jobs_for, main, trained
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 from torch.nn import functional as F
@@ -584,117 +583,6 @@ def fewer_gaussians(seed, components):
     }
 
 
-# Questions that are often asked: docs/questions.md
-
-
-def warm_up(seed, epochs):
-    """β rises from 0 to 1 in so many of the epochs."""
-    names = book("Basic_VAE")
-    share = epochs / (2 * EPOCHS)
-    model = vae(names)
-    training = names["Training"]("", model, names["adamw"](model), 2 * EPOCHS)
-
-    def terms(model, x):
-        distortion, rate = names["vae_terms"](model, x)
-        beta = min(1.0, training.step / (share * training.steps)) if share else 1.0
-        return distortion, beta * rate
-
-    names["fit"](training, terms)
-    log_ws = names["log_weights"](model, names["subset"](names["validation_x"], 2000), 100)
-    nll = -names["importance_bound"](log_ws, 100)
-    row = {"β reaches 1 after": f"{epochs} of {2 * EPOCHS} epochs", "seed": f"{seed}"}
-    return row | vae_row(names, model, f"warm-up {epochs}") | {"NLL (K = 100)": with_error(nll)}
-
-
-def told_the_class(seed, told):
-    """A VAE whose encoder and decoder see the class, one-hot, and the same without it."""
-    names = book("Basic_VAE")
-
-    class Told(names["VAE"]):
-        """p(x | z, c) and q(z | x, c): ten numbers more in front of both networks."""
-
-        def __init__(self, d, encoder, decoder):
-            super().__init__(d, encoder, decoder)
-            self.encoder = names["mlp"](784 + 10, *encoder, 2 * d)
-            self.decoder[0] = nn.Linear(d + 10, decoder[0])
-
-        def q(self, x):
-            return super().q(torch.cat([x, self.c.expand(*x.shape[:-1], 10)], -1))
-
-        def p(self, z):
-            return super().p(torch.cat([z, self.c.expand(*z.shape[:-1], 10)], -1))
-
-    sizes = names["LATENT_DIM"], names["ENCODER"], names["DECODER"]
-    model = Told(*sizes).to(device) if told else vae(names)
-    training = names["Training"]("", model, names["adamw"](model), 2 * EPOCHS)
-    for images, labels in training:
-        x, model.c = names["binarise"](images), F.one_hot(labels, 10).float()
-        with names["autocast"]():
-            distortion, rate = names["vae_terms"](model, x)
-            loss = (distortion + rate).mean()
-        names["descend"](loss, training.optimizer)
-        training.record(loss=loss)
-    model.c = F.one_hot(names["validation_labels"], 10).float().to(device)
-    with torch.no_grad():
-        distortion, rate = (t.mean() for t in names["vae_terms"](model, names["validation_x"]))
-    return {
-        "the networks see": "image and class" if told else "the image",
-        "seed": f"{seed}",
-        "distortion": f"{distortion:.2f}",
-        "rate": f"{rate:.2f}",
-        "−ELBO": f"{distortion + rate:.2f}",
-    }
-
-
-def a_threshold(seed, kind):
-    """How many images are above the NLL that one in a hundred validation images exceeds."""
-    names = masks.setting(seed)
-    model, x = trained(masks.untrained(names, torch.arange(784)), "MADE"), names["test_x"]
-    images = {
-        "test images": x,
-        "test images, upside down": x.flip(1),
-        "test images, two pixels to the left": x.view(-1, 28, 28).roll(-2, 2).flatten(1),
-        "their negatives": 1 - x,
-        "noise, as many pixels black": torch.bernoulli(x.mean().expand_as(x)),
-        "a blank page": torch.zeros_like(x[:1]),
-    }[kind]
-    threshold = masks.nll(names, model).quantile(0.99)
-    nll = -names["log_p"](model, images)
-    return {
-        "images": kind,
-        "NLL, mean": f"{nll.mean():,.0f}",
-        "above the threshold": f"{(nll > threshold).float().mean():.1%}",
-        "threshold": f"{threshold:.1f}",
-    }
-
-
-def larger_images(seed, side):
-    """The VAE of Basic_VAE on images that are enlarged to side × side pixels."""
-    names = book("Basic_VAE")
-
-    def enlarged(images):
-        grey = images.view(-1, 1, 28, 28).float()
-        return F.interpolate(grey, size=side, mode="bilinear").flatten(1).round().byte()
-
-    images, labels = names["train_data"]
-    names["train_data"] = [enlarged(images), labels]
-    sizes = names["LATENT_DIM"], names["ENCODER"], names["DECODER"]
-    model = names["VAE"](*sizes, pixels=side * side).to(device)
-    begin = time.perf_counter()
-    train_vae(names, model, names["vae_terms"])
-    seconds = (time.perf_counter() - begin) / EPOCHS
-    x = names["binarise"](enlarged(names["validation_images"]), torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        distortion, rate = (t.mean().item() for t in names["vae_terms"](model, x.to(device)))
-    return {
-        "images": f"{side} × {side}",
-        "weights": f"{sum(p.numel() for p in model.parameters()):,}",
-        "seconds an epoch": f"{seconds:.1f}",
-        "distortion": f"{distortion:.1f}",
-        "rate": f"{rate:.1f}",
-    }
-
-
 BETAS = (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
 AVERAGES = ("sum, sum", "mean over pixels, sum over dimensions")
 AVERAGES += ("mean over pixels, mean over dimensions",)
@@ -707,8 +595,6 @@ ORDERINGS = ("reading", "by columns", "a spiral inwards", "a spiral outwards", "
 LAYERS = ("nothing", "dropout 0.05", "dropout 0.2", "layer normalisation")
 LABELS = ("1 label for all", "2 clusters", "10 clusters", "50 clusters", "10 random labels")
 LABELS += ("10 classes",)
-STRANGE = ("test images", "test images, upside down", "test images, two pixels to the left")
-STRANGE += ("their negatives", "noise, as many pixels black", "a blank page")
 SEEDS = (0, 1, 2)
 EXERCISES = {  # the name of the argument, its values, and more seeds than 0 where there are
     beta_by_hand: ("beta", BETAS),
@@ -728,21 +614,12 @@ EXERCISES = {  # the name of the argument, its values, and more seeds than 0 whe
     impatient_multiplier: ("times", (1, 2, 4)),
     without_the_start: ("case", MOVED_BY),
     fewer_gaussians: ("components", (0, 1, 10, 30, 100)),
-    warm_up: ("epochs", (0, 5, 15), SEEDS),
-    a_threshold: ("kind", STRANGE),
-    larger_images: ("side", (28, 64)),
-    told_the_class: ("told", (False, True), SEEDS),
 }
 BOUNDS = (88.0, 90.8, 95.0, 100.0)
 
 
 def jobs():
-    found = []
-    for exercise, (argument, values, *seeds) in EXERCISES.items():
-        for value in values:
-            for seed in seeds[0] if seeds else (0,):
-                name = f"{exercise.__name__}, {value}" + (f", seed {seed}" if seeds else "")
-                found.append(Job(name, exercise, seed, {argument: value}))
+    found = jobs_for(EXERCISES)
     for seed in SEEDS[1:]:
         name = f"a_random_ordering, random, seed {seed}"
         found.append(Job(name, a_random_ordering, seed, {"kind": "random"}))

@@ -47,6 +47,17 @@ class Job:
     given: dict = field(default_factory=dict)
 
 
+def jobs_for(makers):
+    """A job for each value of an argument, and each seed: {make: (argument, values, seeds or nothing)}."""
+    found = []
+    for make, (argument, values, *seeds) in makers.items():
+        for value in values:
+            for seed in seeds[0] if seeds else (0,):
+                name = f"{make.__name__}, {value}" + (f", seed {seed}" if seeds else "")
+                found.append(Job(name, make, seed, {argument: value}))
+    return found
+
+
 @cache
 def images():
     """The data's three parts as the notebooks have them: pairs of images and labels."""

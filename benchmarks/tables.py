@@ -12,12 +12,14 @@ from statistics import mean, stdev
 
 import answers
 import matplotlib.pyplot as plt
+import questions
 import torch
 from constraints import BYTES, CASES, LONGER, METHODS, NATS_OF_A_BYTE, NEIGHBOURS, tuned
 from harness import ROOT, ROWS, book, read
 from masks import SHORT, SHORT_EPOCHS
 from race import RACES
 from scipy.interpolate import PchipInterpolator
+from torchvision.utils import save_image
 
 PAGES = [
     *(ROOT / "benchmarks" / f"{name}.md" for name in ("README", "constraints", "choices")),
@@ -47,10 +49,10 @@ def sources(rows):
     return f"\n\n*Measured: {'; '.join(places)}.*"
 
 
-def answer(exercise):
-    """The rows of an exercise in the order of its jobs."""
-    jobs = [job for job in answers.jobs() if job.make.__name__ == exercise]
-    found = [read("answers")[job.name] for job in jobs]
+def answer(module, exercise):
+    """The rows of an exercise, or of a question, in the order of its jobs."""
+    jobs = [job for job in module.jobs() if job.make.__name__ == exercise]
+    found = [read(module.__name__)[job.name] for job in jobs]
     several = len({job.seed for job in jobs}) > 1
     rows = []
     for row in found:
@@ -286,6 +288,15 @@ def sheets():
             plt.close()
 
 
+def colours():
+    """Draw the samples of coloured digits that were kept, a row for each likelihood."""
+    files = [answers.KEPT / f"colour {name}.pt" for name in questions.LIKELIHOODS]
+    if files := [file for file in files if file.exists()]:
+        images = torch.cat([torch.load(file) for file in files]).unflatten(1, (3, 28, 28))
+        large = torch.nn.functional.interpolate(images, scale_factor=2)
+        save_image(large, ROOT / "docs" / "colour.png", nrow=10, pad_value=0.9)
+
+
 def with_tables(text):
     """A page with its tables made anew."""
 
@@ -297,10 +308,12 @@ def with_tables(text):
 
 
 MADE = {f.__name__: f for f in (methods, multiplier, tuning, slopes, race, minutes, controls)}
-MADE |= {job.make.__name__: partial(answer, job.make.__name__) for job in answers.jobs()}
+for module in (answers, questions):
+    MADE |= {job.make.__name__: partial(answer, module, job.make.__name__) for job in module.jobs()}
 
 if __name__ == "__main__":
     for page in PAGES:
         page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
     picture()
     sheets()
+    colours()

@@ -8,6 +8,7 @@ import constraints
 import harness
 import masks
 import pytest
+import questions
 import race
 import tables
 import torch
@@ -27,7 +28,9 @@ def test_what_was_transcribed_stands_in_a_page_and_hides_behind_no_other_table()
     assert all(pages.count(f"<!-- {name} -->") == 1 for name in names)
 
 
-@pytest.mark.parametrize("question", [answers, constraints, masks, race], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "question", [answers, constraints, masks, questions, race], ids=lambda m: m.__name__
+)
 def test_every_row_belongs_to_a_job_and_every_job_has_a_name_of_its_own(question):
     names = [job.name for job in question.jobs()]
     assert len(set(names)) == len(names)
@@ -87,12 +90,15 @@ def few(monkeypatch):
         return harness.book(stem, **(FEW | constants))
 
     monkeypatch.setattr(harness, "images", images)
-    for module in (answers, constraints, masks, race):
+    for module in (answers, constraints, masks, questions, race):
         monkeypatch.setattr(module, "book", book)
-    monkeypatch.setattr(answers, "trained", lambda model, stem: model)
+    for module in (answers, questions):
+        monkeypatch.setattr(module, "trained", lambda model, stem: model)
     monkeypatch.setattr(answers, "keep", lambda name, images: None)
     for constant, value in {"EPOCHS": 1, "CODED": 3, "TRUTH": 20}.items():
         monkeypatch.setattr(answers, constant, value)
+    for constant in ("EPOCHS", "FEW_EPOCHS", "TABLE_EPOCHS", "SECONDS"):
+        monkeypatch.setattr(questions, constant, 1)
 
 
 def first_of_each(jobs):
@@ -100,10 +106,16 @@ def first_of_each(jobs):
     return {job.make.__name__: job for job in reversed(jobs)}
 
 
-@pytest.mark.parametrize("name", first_of_each(answers.jobs()))
-def test_an_exercise_gives_the_columns_of_its_table(few, name):
-    job = first_of_each(answers.jobs())[name]
-    kept = set(harness.read("answers")[job.name]) - set(tables.BOOKKEEPING)
+ANSWERED = [
+    (module, job)
+    for module in (answers, questions)
+    for job in first_of_each(module.jobs()).values()
+]
+
+
+@pytest.mark.parametrize(("module", "job"), ANSWERED, ids=lambda value: getattr(value, "name", ""))
+def test_an_exercise_gives_the_columns_of_its_table(few, module, job):
+    kept = set(harness.read(module.__name__)[job.name]) - set(tables.BOOKKEEPING)
     row = job.make(seed=0, **job.given)
     assert set(row) - {"seed"} == kept
     assert all(isinstance(value, str) for value in row.values())
@@ -159,3 +171,30 @@ def test_the_slope_between_two_models_is_the_distortion_lost_for_a_nat_of_rate(f
     first = torch.stack([10 + noise, 5 + noise])
     second = torch.stack([16 + noise, 2 + noise])
     assert constraints.slope(names, first, second) == pytest.approx((2.0, 0.0), abs=1e-5)
+
+
+def test_the_masses_of_256_levels_sum_to_one_and_peak_at_their_centre():
+    x = torch.arange(256.0)[:, None] / 255
+    loc, log_scale = torch.tensor([0.0, 0.2, 0.502, 1.0]), torch.tensor([-1.0, -6.0, -7.0, 2.0])
+    p = questions.Levels(loc.expand(256, 4), log_scale.expand(256, 4)).log_prob(x.expand(256, 4))
+    torch.testing.assert_close(p.exp().sum(0), torch.ones(4))
+    assert p.argmax(0).tolist() == [0, 51, 128, 255]
+
+
+def test_columns_of_two_kinds_add_their_logarithms_and_the_floor_holds(few):
+    names = harness.book("Basic_VAE")
+    model = questions.table_vae(names, 2, 8, measured=3, yes_no=1, floor=0.5)
+    torch.nn.init.constant_(model.log_sigma, -9.0)
+    z, x = torch.randn(5, 2), torch.cat([torch.randn(5, 3), torch.ones(5, 1)], 1)
+    mean, logit = model.decoder(z).split([3, 1], 1)
+    expected = torch.distributions.Normal(mean, 0.5).log_prob(x[:, :3]).sum(1)
+    expected += torch.nn.functional.logsigmoid(logit[:, 0])
+    torch.testing.assert_close(model.p(z).log_prob(x), expected)
+
+
+def test_coloured_digits_have_white_paper_and_ink_of_one_dark_colour():
+    images = torch.tensor([[0, 255, 128]] * 50, dtype=torch.uint8)
+    paper, ink, half = questions.coloured(images, 0).view(50, 3, 3).float().unbind(2)
+    assert (paper == 255).all() and (ink < questions.LIGHTEST).all()
+    assert ((half - (paper + ink) / 2).abs() <= 1).all()
+    assert len(ink.unique(dim=0)) > 40

@@ -29,7 +29,7 @@ PLAY = Path("play", "index.html")  # no page of Sphinx's
 PLAY_LINK = re.compile(r"\[([^\]]+)\]\((\S*play/index\.html)\)")
 LINK = re.compile(r"""(?:(?<=\]\()|(?<=src="))[^\s#)"]+""")
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y", "sre")
-TITLE = "Two variational autoencoders and MADE, in three notebooks"
+TITLE = "VAEs and MADE, in three notebooks"
 SETTINGS = {
     "project": TITLE,
     "html_title": TITLE,
