@@ -103,7 +103,7 @@ def controls():
     at = {(row["what"], row["seed"]): row for row in found}
     rows = []
     for what in sorted({row["what"] for row in found}, key=SHORT.index):
-        mine = [row for row in found if row["what"] == what]
+        mine = sorted((r for r in found if r["what"] == what), key=lambda row: row["seed"])
         change = [row["NLL"] - at["as it is", row["seed"]]["NLL"] for row in mine]
         before, after = (
             mean(r[f"variance {w}"] / at["as it is", r["seed"]][f"variance {w}"] for r in mine)
